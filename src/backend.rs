@@ -1,0 +1,238 @@
+//! What a machine that runs plans must do: [`Backend`], implemented by `cpu` and `gpu`.
+//!
+//! Life of a backend: [`Backend::allocate`] the plan's weights → [`Backend::write_weight`] them as
+//! they stream in → [`Backend::prepare`] the plan → any number of [`Backend::forward`] and
+//! [`Backend::decode`]. Methods that may wait for a device are `async`; they make no assumption
+//! about an executor (natively `pollster` will do, in a browser the event loop).
+//!
+//! May import: `plan`, `sampling`.
+
+use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
+use crate::sampling::Sampling;
+
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// Exact; for comparisons.
+    F32,
+    /// Half the memory; the default.
+    #[default]
+    F16,
+    /// int8 with one f16 scale a 32 values.
+    Q8,
+}
+
+impl KvType {
+    /// Bytes that `elems` cached values take.
+    pub fn bytes(self, elems: u64) -> u64 {
+        match self {
+            KvType::F32 => elems * 4,
+            KvType::F16 => elems * 2,
+            KvType::Q8 => elems + elems.div_ceil(32) * 2,
+        }
+    }
+}
+
+/// How a plan is to be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Positions the KV cache has room for.
+    pub context: u32,
+    /// Element type of the KV cache.
+    pub kv_type: KvType,
+    /// Most tokens a call of [`Backend::forward`] may bring; longer prompts come in chunks.
+    pub max_tokens: u32,
+}
+
+/// Rows whose logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None: only the KV cache is filled.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+impl Outputs {
+    /// `R` for a step of `tokens` tokens.
+    pub fn rows(self, tokens: usize) -> usize {
+        match self {
+            Outputs::None => 0,
+            Outputs::Last => tokens.min(1),
+            Outputs::All => tokens,
+        }
+    }
+}
+
+/// Tokens to run through the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// 1 to `max_tokens` ids below `V`.
+    pub tokens: &'a [u32],
+    /// Position of the first of them. The cache must hold all positions below; entries at and past
+    /// it are overwritten (this is how a sequence is rewound).
+    pub pos: u32,
+    /// Rows whose logits are wanted.
+    pub outputs: Outputs,
+}
+
+/// Device-resident decoding: feed a token, draw the next, repeat.
+#[derive(Clone, Copy, Debug)]
+pub struct Decode<'a> {
+    /// Token to feed first, at `pos`. `None`: draw the first token from the logits of the last
+    /// [`Backend::forward`] (whose [`Outputs`] were not `None`), and feed from then on.
+    pub feed: Option<u32>,
+    /// Position of the first token that is fed: the number of tokens in the cache.
+    pub pos: u32,
+    /// How many tokens to draw at most, at least 1. No position at or past the context may be fed.
+    pub count: u32,
+    /// How to draw. The token that will take position `p` is drawn with noise of `(seed, p, id)`.
+    pub sampling: &'a Sampling,
+    /// Ids that end the text: the backend stops soon after it draws one (a device may run on for a
+    /// few tokens, which it then drops).
+    pub stop: &'a [u32],
+}
+
+/// Facts about a device, for choosing kernels and for showing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Caps {
+    /// `cpu` or `gpu`.
+    pub backend: &'static str,
+    /// Adapter or processor name.
+    pub adapter: String,
+    /// Graphics API or instruction set in use, such as `Vulkan`, `BrowserWebGpu` or `avx2`.
+    pub api: String,
+    /// Smallest and largest subgroup; `None` without subgroup operations in shaders.
+    pub subgroup: Option<(u32, u32)>,
+    /// f16 arithmetic in shaders.
+    pub shader_f16: bool,
+    /// Integer dot product of packed bytes is a language feature.
+    pub dot4: bool,
+    /// Timestamps on the device.
+    pub timestamps: bool,
+    /// Largest storage binding in bytes.
+    pub max_binding_bytes: u64,
+    /// Largest buffer in bytes.
+    pub max_buffer_bytes: u64,
+    /// Threads (CPU).
+    pub threads: u32,
+}
+
+/// Why a backend could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// No adapter, or none that will do.
+    #[error("no usable GPU: {reason}")]
+    Unavailable {
+        /// Why, in words.
+        reason: String,
+    },
+    /// The device refused an allocation.
+    #[error("out of memory: {what} needs {bytes} bytes")]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The device is gone (driver reset, unplugged, tab in the background for too long).
+    #[error("the GPU device was lost: {reason}")]
+    DeviceLost {
+        /// What the driver said.
+        reason: String,
+    },
+    /// The device rejected a command: a bug of this crate or of the driver.
+    #[error("{what} was rejected by the device: {reason}")]
+    Rejected {
+        /// Shader, pipeline or pass.
+        what: String,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The plan needs something this backend cannot do.
+    #[error("this device cannot run the model: {reason}")]
+    Unsupported {
+        /// What it is.
+        reason: String,
+    },
+    /// A call with arguments outside the contract above, or in the wrong order.
+    #[error("invalid call: {reason}")]
+    InvalidCall {
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// A machine that runs plans.
+#[allow(async_fn_in_trait)] // Used with static dispatch inside this crate; no Send bound is wanted on the web.
+pub trait Backend {
+    /// What the device can do.
+    fn caps(&self) -> &Caps;
+
+    /// Makes room for the weights, zeroed. Drops all that was there before.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`]; nothing stays allocated then.
+    async fn allocate(&mut self, weights: &[WeightSpec]) -> Result<(), BackendError>;
+
+    /// Writes `bytes` of a part of a weight, starting `offset` bytes into the part.
+    /// Offsets and lengths are multiples of 4, but for the end of a part.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidCall`] when the range is outside the part.
+    fn write_weight(
+        &mut self,
+        id: WeightId,
+        part: WeightPart,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), BackendError>;
+
+    /// Readies the plan for replay: KV cache, buffers, pipelines, bindings. The plan's weights are
+    /// those that were allocated.
+    ///
+    /// # Errors
+    /// Out of memory, unsupported operations, rejected shaders.
+    async fn prepare(&mut self, plan: &Plan, options: RunOptions) -> Result<(), BackendError>;
+
+    /// Runs a step. Afterwards the last wanted row of logits is what [`Backend::decode`] draws from.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidCall`] for ids, positions or lengths outside the contract; device errors.
+    async fn forward(&mut self, step: Step<'_>) -> Result<(), BackendError>;
+
+    /// The logits of the last step, `[R, V]` row after row.
+    ///
+    /// # Errors
+    /// Device errors.
+    async fn logits(&mut self) -> Result<Vec<f32>, BackendError>;
+
+    /// Draws up to `count` tokens and returns them, ending with the first stop id if one was drawn.
+    /// Afterwards all returned tokens but the last are in the cache; feed the last one with the
+    /// next call to go on.
+    ///
+    /// # Errors
+    /// As for [`Backend::forward`].
+    async fn decode(&mut self, decode: Decode<'_>) -> Result<Vec<u32>, BackendError>;
+
+    /// Sets the token history that penalties look at: the tokens at positions `0..tokens.len()`.
+    /// `forward` and `decode` record the tokens they feed by themselves; this is for restoring.
+    fn set_history(&mut self, tokens: &[u32]);
+
+    /// Runs a step operation by operation without fusion and shows each one's output
+    /// (index in [`Plan::ops`], values as f32, quantised ones multiplied out) to `sink`.
+    ///
+    /// # Errors
+    /// As for [`Backend::forward`].
+    async fn trace(
+        &mut self,
+        step: Step<'_>,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), BackendError>;
+
+    /// Bytes allocated on the device: weights, cache, buffers.
+    fn allocated_bytes(&self) -> u64;
+}
