@@ -60,8 +60,10 @@ pub enum ActQuant {
     /// magnitude (the first such), `q = min(127, round_half_even(x·iscale))`, `d = 1/iscale`;
     /// an all-zero block has `d = 0`. TQ1_0, TQ2_0.
     Block256,
-    /// llama.cpp's Q8_0: per 32 values, `d = max|x| / 127`, `q = round_half_even(x/d)`, and `d` is
-    /// stored as f16. Q1_0, Q2_0.
+    /// llama.cpp's Q8_0: per 32 values, `q = round_half_even(x · (127 / max|x|))` and
+    /// `d = max|x| / 127`, stored as f16; an all-zero block has `d = 0`. Q1_0, Q2_0.
+    ///
+    /// Source: the vectorised `quantize_row_q8_0` (the scalar one rounds half away from zero).
     Block32,
 }
 
