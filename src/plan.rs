@@ -442,3 +442,47 @@ impl Plan {
         self.weights.iter().map(|w| w.kind.bytes()).sum()
     }
 }
+
+impl std::fmt::Display for Plan {
+    /// One line a buffer, a weight and an operation.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = |buf: BufId| self.buffer(buf).name;
+        let slice = |s: Slice| {
+            if s.at == 0 && s.dim == self.buffer(s.buf).dim {
+                name(s.buf).to_string()
+            } else {
+                format!("{}[{}..{}]", name(s.buf), s.at, s.at + s.dim)
+            }
+        };
+        for b in &self.buffers {
+            writeln!(f, "buffer {:14} [{:?}, {}] {:?}", b.name, b.rows, b.dim, b.kind)?;
+        }
+        for w in &self.weights {
+            writeln!(f, "weight {:24} {:?}", w.name, w.kind)?;
+        }
+        for (op, label) in self.ops.iter().zip(&self.labels) {
+            let what = match *op {
+                Op::Embed { out, .. } => format!("{} = ids", name(out)),
+                Op::RmsNorm { x, out, .. } => format!("{} = {}", slice(out), slice(x)),
+                Op::Quantize { x, out } => format!("{} = {}", name(out), slice(x)),
+                Op::TernaryLinear { x, out, .. } | Op::DenseLinear { x, out, .. } => {
+                    format!("{} = {}", slice(out), name(x))
+                }
+                Op::Rope { x, .. } => format!("{} turned", slice(x)),
+                Op::KvAppend { k, v, layer } => {
+                    format!("cache[{layer}] = {}, {}", slice(k), slice(v))
+                }
+                Op::Attention { q, layer, out, .. } => {
+                    format!("{} = {}, cache[{layer}]", slice(out), slice(q))
+                }
+                Op::GatedAct { gate, up, act, out } => {
+                    format!("{} = {act:?} {}, {}", slice(out), slice(gate), slice(up))
+                }
+                Op::Add { x, y } => format!("{} += {}", name(x), name(y)),
+                Op::TakeOutputs { x, out } => format!("{} = {}", name(out), name(x)),
+            };
+            writeln!(f, "{:14} {label:24} {what}", op.stem())?;
+        }
+        Ok(())
+    }
+}
