@@ -224,6 +224,8 @@ pub trait Backend {
 
     /// Runs a step operation by operation without fusion and shows each one's output
     /// (index in [`Plan::ops`], values as f32, quantised ones multiplied out) to `sink`.
+    /// An output is the slice or buffer that the operation writes, row after row without gaps;
+    /// operations that write the cache are not shown.
     ///
     /// # Errors
     /// As for [`Backend::forward`].
