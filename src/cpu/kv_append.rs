@@ -30,6 +30,12 @@ pub enum KvValues {
     Q8(Vec<i8>, Vec<f16>),
 }
 
+impl Default for KvRows {
+    fn default() -> Self {
+        KvRows::new(KvType::F32, 0)
+    }
+}
+
 impl KvRows {
     /// An empty cache.
     pub fn new(kv_type: KvType, dim: usize) -> Self {
@@ -46,30 +52,19 @@ impl KvRows {
         self.dim.div_ceil(32)
     }
 
-    /// Makes room for `tokens` positions.
+    /// Makes room for `tokens` positions, and a few more up to `context`.
     ///
     /// # Errors
-    /// When memory is out; nothing has changed then.
-    pub fn grow(&mut self, tokens: usize) -> Result<(), TryReserveError> {
-        fn grow<T: Clone + Default>(
-            v: &mut Vec<T>,
-            row: usize,
-            tokens: usize,
-        ) -> Result<(), TryReserveError> {
-            let len = tokens.next_multiple_of(GROWTH_TOKENS) * row;
-            if len > v.len() {
-                v.try_reserve_exact(len - v.len())?;
-                v.resize(len, T::default());
-            }
-            Ok(())
-        }
+    /// When memory is out.
+    pub fn grow(&mut self, tokens: usize, context: usize) -> Result<(), TryReserveError> {
+        let rows = tokens.next_multiple_of(GROWTH_TOKENS).min(context.max(tokens));
         let (dim, groups) = (self.dim, self.groups());
         match &mut self.values {
-            KvValues::F32(v) => grow(v, dim, tokens),
-            KvValues::F16(v) => grow(v, dim, tokens),
+            KvValues::F32(v) => grow(v, rows * dim),
+            KvValues::F16(v) => grow(v, rows * dim),
             KvValues::Q8(q, d) => {
-                grow(d, groups, tokens)?;
-                grow(q, dim, tokens)
+                grow(d, rows * groups)?;
+                grow(q, rows * dim)
             }
         }
     }
@@ -93,6 +88,14 @@ impl KvRows {
             }
         }
     }
+}
+
+fn grow<T: Clone + Default>(v: &mut Vec<T>, len: usize) -> Result<(), TryReserveError> {
+    if len > v.len() {
+        v.try_reserve_exact(len - v.len())?;
+        v.resize(len, T::default());
+    }
+    Ok(())
 }
 
 /// Writes the row of one token.

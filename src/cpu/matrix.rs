@@ -3,6 +3,7 @@
 use crate::plan::MatrixType;
 use crate::ternary;
 use half::f16;
+use std::ops::Range;
 
 /// A ternary matrix `[N, K]` in the packed layout of [`crate::ternary`].
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,21 @@ impl<'a> Ternary<'a> {
     /// Bytes from one row of codes to the next.
     pub fn row_bytes(&self) -> usize {
         ternary::row_bytes(self.k)
+    }
+
+    /// Some of the rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let bytes = self.row_bytes();
+        Ternary {
+            n: rows.len(),
+            k: self.k,
+            codes: &self.codes[rows.start * bytes..rows.end * bytes],
+            row_scales: &self.row_scales[rows.clone()],
+            blocks: self.blocks.map(|(len, scales)| {
+                let per_row = self.k.div_ceil(len);
+                (len, &scales[rows.start * per_row..rows.end * per_row])
+            }),
+        }
     }
 
     /// Packed codes of row `n`.
@@ -68,6 +84,20 @@ pub enum Values<'a> {
 }
 
 impl Dense<'_> {
+    /// Some of the rows.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let (a, b) = (rows.start * self.k, rows.end * self.k);
+        let values = match self.values {
+            Values::F32(v) => Values::F32(&v[a..b]),
+            Values::F16(v) => Values::F16(&v[a..b]),
+            Values::Q8(q, d) => {
+                let groups = self.k.div_ceil(32);
+                Values::Q8(&q[a..b], &d[rows.start * groups..rows.end * groups])
+            }
+        };
+        Dense { n: rows.len(), k: self.k, values }
+    }
+
     /// The element type.
     pub fn dtype(&self) -> MatrixType {
         match self.values {

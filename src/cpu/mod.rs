@@ -8,17 +8,26 @@
 //!
 //! May import: `backend`, `plan`, `sampling`, `ternary`.
 
+use crate::backend::{Backend, BackendError, Caps, Decode, Outputs, RunOptions, Step};
+use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
+use run::{Machine, Program};
+use threads::Threads;
+use weights::Weight;
+
 // The twins are public for the tests of other rooms; they are no part of the crate's interface.
 #[doc(hidden)]
 pub mod add;
 #[doc(hidden)]
 pub mod attention;
+mod check;
 #[doc(hidden)]
 pub mod dense_linear;
 #[doc(hidden)]
 pub mod embed;
 #[doc(hidden)]
 pub mod gated_act;
+#[doc(hidden)]
+pub mod kernels;
 #[doc(hidden)]
 pub mod kv_append;
 #[doc(hidden)]
@@ -29,10 +38,200 @@ pub mod quantize;
 pub mod rms_norm;
 #[doc(hidden)]
 pub mod rope;
+mod rows;
+mod run;
 mod sample;
 #[doc(hidden)]
 pub mod take_outputs;
 #[doc(hidden)]
 pub mod ternary_linear;
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests;
+mod threads;
+mod weights;
 
+pub use kernels::Isa;
 pub use sample::sample;
+
+/// Stands for a token that is not known, in a history that was rewound past its end.
+const UNKNOWN_TOKEN: u32 = u32::MAX;
+
+/// The processor.
+pub struct Cpu {
+    caps: Caps,
+    isa: Isa,
+    threads: Threads,
+    weights: Vec<Weight>,
+    program: Option<Program>,
+    /// Tokens by position, for the penalties.
+    history: Vec<u32>,
+}
+
+fn invalid<T>(reason: impl Into<String>) -> Result<T, BackendError> {
+    Err(BackendError::InvalidCall { reason: reason.into() })
+}
+
+impl Cpu {
+    /// The processor with `threads` threads (by default one a core) and its best instructions.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] when the threads cannot be started.
+    pub fn new(threads: Option<usize>) -> Result<Self, BackendError> {
+        Cpu::with_isa(threads, Isa::detect())
+    }
+
+    /// The same with chosen instructions; [`Isa::Plain`] runs the twins.
+    ///
+    /// # Errors
+    /// As for [`Cpu::new`].
+    pub fn with_isa(threads: Option<usize>, isa: Isa) -> Result<Self, BackendError> {
+        let threads = Threads::new(threads)?;
+        let caps = Caps {
+            backend: "cpu",
+            adapter: processor_name(),
+            api: isa.name().into(),
+            max_binding_bytes: isize::MAX as u64,
+            max_buffer_bytes: isize::MAX as u64,
+            threads: threads.count() as u32,
+            ..Caps::default()
+        };
+        let (weights, history) = (Vec::new(), Vec::new());
+        Ok(Cpu { caps, isa, threads, weights, program: None, history })
+    }
+
+    /// The program, once `step` has been checked and room made for it; and what runs it.
+    fn begin(&mut self, step: &Step<'_>) -> Result<(&mut Program, Machine<'_>), BackendError> {
+        let Some(program) = &mut self.program else { return invalid("no plan was prepared") };
+        program.begin(step)?;
+        self.history.resize(step.pos as usize, UNKNOWN_TOKEN);
+        self.history.extend_from_slice(step.tokens);
+        let machine = Machine { isa: self.isa, threads: &self.threads, weights: &self.weights };
+        Ok((program, machine))
+    }
+}
+
+/// The processor's own name for itself where it has one.
+fn processor_name() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::__cpuid;
+        if __cpuid(0x8000_0000).eax >= 0x8000_0004 {
+            let bytes: Vec<u8> = (0x8000_0002..=0x8000_0004)
+                .map(__cpuid)
+                .flat_map(|r| [r.eax, r.ebx, r.ecx, r.edx])
+                .flat_map(u32::to_le_bytes)
+                .take_while(|&b| b != 0)
+                .collect();
+            return String::from_utf8_lossy(&bytes).trim().to_string();
+        }
+    }
+    std::env::consts::ARCH.to_string()
+}
+
+impl Backend for Cpu {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    async fn allocate(&mut self, weights: &[WeightSpec]) -> Result<(), BackendError> {
+        (self.weights, self.program) = (Vec::new(), None);
+        self.weights = weights.iter().map(Weight::allocate).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn write_weight(
+        &mut self,
+        id: WeightId,
+        part: WeightPart,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
+        match self.weights.get_mut(id.0 as usize) {
+            Some(weight) => weight.write(part, offset, bytes),
+            None => invalid(format!("no weight {} of {}", id.0, self.weights.len())),
+        }
+    }
+
+    async fn prepare(&mut self, plan: &Plan, options: RunOptions) -> Result<(), BackendError> {
+        self.program = None;
+        self.history.clear();
+        self.program = Some(Program::new(plan, &self.weights, options)?);
+        Ok(())
+    }
+
+    async fn forward(&mut self, step: Step<'_>) -> Result<(), BackendError> {
+        let (program, machine) = self.begin(&step)?;
+        machine.threads.run(|| {
+            (0..program.plan.ops.len()).try_for_each(|i| program.run(machine, step.tokens, i))
+        })?;
+        program.end();
+        Ok(())
+    }
+
+    async fn logits(&mut self) -> Result<Vec<f32>, BackendError> {
+        match &self.program {
+            Some(program) => Ok(program.logits().to_vec()),
+            None => invalid("no plan was prepared"),
+        }
+    }
+
+    async fn decode(&mut self, decode: Decode<'_>) -> Result<Vec<u32>, BackendError> {
+        let Some(program) = &self.program else { return invalid("no plan was prepared") };
+        if let Err(e) = decode.sampling.validate() {
+            return invalid(e.to_string());
+        }
+        if decode.count == 0 {
+            return invalid("at least one token must be drawn");
+        }
+        let fed = u64::from(decode.count) - u64::from(decode.feed.is_none());
+        let (end, context) = (u64::from(decode.pos) + fed, program.options.context);
+        if end > u64::from(context) {
+            return invalid(format!("{end} positions in a context of {context}"));
+        }
+        if decode.feed.is_none() && (program.logits().is_empty() || decode.pos != program.cached) {
+            return invalid("no logits to draw from");
+        }
+        let (mut feed, mut pos, mut drawn) = (decode.feed, decode.pos, Vec::new());
+        for _ in 0..decode.count {
+            if let Some(id) = feed {
+                self.forward(Step { tokens: &[id], pos, outputs: Outputs::Last }).await?;
+                pos += 1;
+            }
+            let Some(program) = &self.program else { break };
+            let vocab = program.plan.vocab as usize;
+            let logits = program.logits();
+            let id = sample(&logits[logits.len() - vocab..], &self.history, pos, decode.sampling);
+            drawn.push(id);
+            if decode.stop.contains(&id) {
+                break;
+            }
+            feed = Some(id);
+        }
+        Ok(drawn)
+    }
+
+    fn set_history(&mut self, tokens: &[u32]) {
+        self.history = tokens.to_vec();
+    }
+
+    async fn trace(
+        &mut self,
+        step: Step<'_>,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), BackendError> {
+        let (program, machine) = self.begin(&step)?;
+        for i in 0..program.plan.ops.len() {
+            machine.threads.run(|| program.run(machine, step.tokens, i))?;
+            if let Some(values) = program.output(i) {
+                sink(i, &values);
+            }
+        }
+        program.end();
+        Ok(())
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        let weights: u64 = self.weights.iter().map(Weight::bytes).sum();
+        weights + self.program.as_ref().map_or(0, Program::bytes)
+    }
+}

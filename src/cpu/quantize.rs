@@ -1,7 +1,86 @@
 //! Activations to int8: the three rules of [`ActQuant`].
 
+use super::kernels::{self, Isa};
+use super::rows::RowsRef;
+use super::threads::Threads;
 use crate::plan::ActQuant;
 use half::f16;
+use std::collections::TryReserveError;
+
+/// Quantised rows: the contents of a [`crate::plan::BufKind::Quant`] buffer.
+#[derive(Clone, Debug)]
+pub struct QuantRows {
+    /// The rule they follow.
+    pub rule: ActQuant,
+    /// Values a row.
+    pub dim: usize,
+    /// From one row of `q` to the next: `dim` rounded up to a multiple of 64.
+    pub stride: usize,
+    /// Scales a row.
+    pub groups: usize,
+    /// `[rows, stride]`.
+    pub q: Vec<i8>,
+    /// `[rows, groups]`.
+    pub d: Vec<f32>,
+    /// Rows in use.
+    pub rows: usize,
+}
+
+impl Default for QuantRows {
+    fn default() -> Self {
+        QuantRows::new(ActQuant::PerToken, 0)
+    }
+}
+
+impl QuantRows {
+    /// No rows yet, of `dim` values each.
+    pub fn new(rule: ActQuant, dim: usize) -> Self {
+        let stride = dim.next_multiple_of(64);
+        let groups = rule.group().map_or(1, |g| dim.div_ceil(g as usize));
+        QuantRows { rule, dim, stride, groups, q: Vec::new(), d: Vec::new(), rows: 0 }
+    }
+
+    /// Makes it `rows` rows.
+    ///
+    /// # Errors
+    /// When memory is out.
+    pub fn resize(&mut self, rows: usize) -> Result<(), TryReserveError> {
+        let (q, d) = (rows.saturating_mul(self.stride), rows.saturating_mul(self.groups));
+        self.q.try_reserve_exact(q.saturating_sub(self.q.len()))?;
+        self.d.try_reserve_exact(d.saturating_sub(self.d.len()))?;
+        self.q.resize(q.max(self.q.len()), 0);
+        self.d.resize(d.max(self.d.len()), 0.0);
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// Bytes allocated.
+    pub fn bytes(&self) -> usize {
+        self.q.capacity() + self.d.capacity() * 4
+    }
+
+    /// int8 values (with their padding) and scales of row `r`.
+    pub fn row(&self, r: usize) -> (&[i8], &[f32]) {
+        (&self.q[r * self.stride..][..self.stride], &self.d[r * self.groups..][..self.groups])
+    }
+
+    /// `q · d` of row `r`.
+    pub fn dequantize(&self, r: usize) -> Vec<f32> {
+        let (q, d) = self.row(r);
+        let group = self.rule.group().map_or(self.dim, |g| g as usize);
+        (0..self.dim).map(|k| f32::from(q[k]) * d[k / group]).collect()
+    }
+
+    /// Quantises as many rows as it has.
+    pub(super) fn quantize(&mut self, isa: Isa, threads: &Threads, x: RowsRef<'_>) {
+        let (rule, stride, groups) = (self.rule, self.stride.max(1), self.groups.max(1));
+        let rows = self.q.chunks_exact_mut(stride).zip(self.d.chunks_exact_mut(groups));
+        let rows = rows.take(self.rows).enumerate();
+        threads.each(kernels::rows_a_task(self.dim), rows, |(r, (q, d))| {
+            kernels::quantize(isa, rule, x.row(r), q, d);
+        });
+    }
+}
 
 /// Rounds the row `x` to `q` with multipliers `d`, so that `q · d ≈ x`.
 ///

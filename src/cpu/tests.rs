@@ -1,0 +1,262 @@
+//! The backend as a whole, on a small random model of one layer.
+
+use super::*;
+use crate::backend::KvType;
+use crate::plan::*;
+use crate::sampling::{Sampling, threefry2x32};
+use pollster::block_on;
+
+const VOCAB: u32 = 96;
+const DIM: u32 = 128;
+const HEAD_DIM: u32 = 32;
+
+/// x → norm → quantise → qkv → rope → cache → attention → + → norm → head.
+fn plan(rule: ActQuant, block: Option<u32>) -> Plan {
+    let f32_rows = |name, dim, rows| BufSpec { name, dim, kind: BufKind::F32, rows };
+    let tokens = |name, dim| f32_rows(name, dim, Rows::Tokens);
+    let quant = BufSpec { name: "q", dim: DIM, kind: BufKind::Quant(rule), rows: Rows::Tokens };
+    let buffers = vec![
+        tokens("x", DIM),
+        tokens("normed", DIM),
+        quant,
+        tokens("qkv", 2 * DIM),
+        tokens("attn", DIM),
+        f32_rows("last", DIM, Rows::Outputs),
+        f32_rows("logits", VOCAB, Rows::Outputs),
+    ];
+    let weight = |name: &str, kind| WeightSpec { name: name.into(), kind };
+    let weights = vec![
+        weight("embd", WeightKind::Matrix { n: VOCAB, k: DIM, dtype: MatrixType::F16 }),
+        weight("norm", WeightKind::Vector { len: DIM }),
+        weight("qkv", WeightKind::Ternary { n: 2 * DIM, k: DIM, block }),
+        weight("head", WeightKind::Matrix { n: VOCAB, k: DIM, dtype: MatrixType::Q8 }),
+    ];
+    let (b, w) = (BufId, WeightId);
+    let whole = |id: u32| Slice { buf: b(id), at: 0, dim: DIM };
+    let part = |at, dim| Slice { buf: b(3), at, dim };
+    let ops = vec![
+        Op::Embed { table: w(0), out: b(0) },
+        Op::RmsNorm { x: whole(0), weight: w(1), out: whole(1), eps: 1e-5 },
+        Op::Quantize { x: whole(1), out: b(2) },
+        Op::TernaryLinear { x: b(2), weight: w(2), out: part(0, 2 * DIM) },
+        Op::Rope { x: part(0, DIM + DIM / 2), head_dim: HEAD_DIM },
+        Op::KvAppend { k: part(DIM, DIM / 2), v: part(DIM + DIM / 2, DIM / 2), layer: 0 },
+        Op::Attention { q: part(0, DIM), layer: 0, heads: 4, scale: 0.2, out: whole(4) },
+        Op::Add { x: b(0), y: b(4) },
+        Op::TakeOutputs { x: b(0), out: b(5) },
+        Op::RmsNorm { x: whole(5), weight: w(1), out: whole(5), eps: 1e-5 },
+        Op::DenseLinear { x: b(5), weight: w(3), out: Slice { buf: b(6), at: 0, dim: VOCAB } },
+    ];
+    Plan {
+        labels: ops.iter().map(|op| op.stem().to_string()).collect(),
+        rope: RopeSpec {
+            layout: RopeLayout::HalfSplit,
+            inv_freq: (0..16).map(|i| 0.5f32.powi(i)).collect(),
+            mscale: 1.0,
+        },
+        kv: KvSpec { layers: 1, kv_heads: 2, head_dim: HEAD_DIM },
+        vocab: VOCAB,
+        logits: b(6),
+        buffers,
+        weights,
+        ops,
+    }
+}
+
+fn random(key: u32, i: usize) -> u32 {
+    threefry2x32([key, 5], [i as u32, 0])[0]
+}
+
+fn bits(key: u32, n: usize, value: impl Fn(f32) -> u16) -> Vec<u8> {
+    (0..n).flat_map(|i| value(random(key, i) as f32 / u32::MAX as f32).to_le_bytes()).collect()
+}
+
+fn cpu(rule: ActQuant, block: Option<u32>, isa: Isa, kv_type: KvType, context: u32) -> Cpu {
+    let plan = plan(rule, block);
+    let mut cpu = Cpu::with_isa(Some(2), isa).unwrap();
+    block_on(cpu.allocate(&plan.weights)).unwrap();
+    for (id, spec) in (0..).map(WeightId).zip(&plan.weights) {
+        for part in [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales] {
+            let n = spec.kind.part_bytes(part) as usize;
+            let bytes = match (spec.kind, part) {
+                (_, WeightPart::BlockScales) => {
+                    bits(9, n / 2, |u| half::f16::from_f32(u * 0.01 + 0.01).to_bits())
+                }
+                (WeightKind::Matrix { dtype: MatrixType::F16, .. }, _) => {
+                    bits(8, n / 2, |u| half::f16::from_f32(u - 0.5).to_bits())
+                }
+                (WeightKind::Vector { .. }, _) | (_, WeightPart::RowScales) => {
+                    (0..n / 4).flat_map(|i| (1.0 + i as f32 / 100.0).to_le_bytes()).collect()
+                }
+                _ => (0..n).map(|i| (random(id.0, i) % 81) as u8).collect::<Vec<_>>(),
+            };
+            cpu.write_weight(id, part, 0, &bytes).unwrap();
+        }
+    }
+    block_on(cpu.prepare(&plan, RunOptions { context, kv_type, max_tokens: 8 })).unwrap();
+    cpu
+}
+
+fn default_cpu() -> Cpu {
+    cpu(ActQuant::PerToken, None, Isa::detect(), KvType::F32, 64)
+}
+
+fn forward(cpu: &mut Cpu, tokens: &[u32], pos: u32, outputs: Outputs) -> Vec<f32> {
+    block_on(cpu.forward(Step { tokens, pos, outputs })).unwrap();
+    block_on(cpu.logits()).unwrap()
+}
+
+fn nmse(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |v: f64| v * v;
+    let error: f64 = a.iter().zip(b).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    error / b.iter().map(|&b| square(f64::from(b))).sum::<f64>()
+}
+
+const IDS: [u32; 8] = [3, 14, 15, 92, 65, 35, 89, 7];
+
+#[test]
+fn chunks_and_single_tokens_give_the_same_logits() {
+    let mut cpu = default_cpu();
+    let all = forward(&mut cpu, &IDS, 0, Outputs::All);
+    assert_eq!(all.len(), 8 * VOCAB as usize);
+    let mut apart = forward(&mut cpu, &IDS[..3], 0, Outputs::All);
+    for (pos, &id) in IDS.iter().enumerate().skip(3) {
+        apart.extend(forward(&mut cpu, &[id], pos as u32, Outputs::Last));
+    }
+    assert!(nmse(&apart, &all) < 1e-10, "{}", nmse(&apart, &all));
+    assert!(forward(&mut cpu, &IDS[..2], 0, Outputs::None).is_empty());
+    assert_eq!(forward(&mut cpu, &IDS[2..], 2, Outputs::Last).len(), VOCAB as usize);
+}
+
+#[test]
+fn cache_types_stay_close() {
+    let run = |kv_type| {
+        let mut cpu = cpu(ActQuant::PerToken, None, Isa::Plain, kv_type, 64);
+        forward(&mut cpu, &IDS, 0, Outputs::All)
+    };
+    let exact = run(KvType::F32);
+    let (f16, q8) = (nmse(&run(KvType::F16), &exact), nmse(&run(KvType::Q8), &exact));
+    assert!(f16 > 0.0 && f16 < 1e-6, "{f16}");
+    assert!(q8 > f16 && q8 < 1e-3, "{q8}");
+}
+
+#[test]
+fn fast_kernels_follow_the_twins() {
+    for rule in [ActQuant::PerToken, ActQuant::Block256, ActQuant::Block32] {
+        for block in [None, Some(64), Some(128), Some(256)] {
+            for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
+                let run =
+                    |isa| forward(&mut cpu(rule, block, isa, kv_type, 8), &IDS, 0, Outputs::All);
+                let (fast, plain) = (run(Isa::detect()), run(Isa::Plain));
+                let error = nmse(&fast, &plain);
+                assert!(error < 1e-4, "{rule:?} {block:?} {kv_type:?}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_huge_context_costs_nothing_until_used() {
+    let mut cpu = cpu(ActQuant::PerToken, None, Isa::Plain, KvType::F16, u32::MAX);
+    forward(&mut cpu, &IDS, 0, Outputs::Last);
+    assert!(cpu.allocated_bytes() < 1 << 20, "{}", cpu.allocated_bytes());
+    let before = cpu.allocated_bytes();
+    for pos in (8..512).step_by(8) {
+        forward(&mut cpu, &IDS, pos, Outputs::None);
+    }
+    assert_eq!(cpu.allocated_bytes() - before, KvType::F16.bytes(256 * 128));
+}
+
+#[test]
+fn calls_outside_the_contract_are_typed_errors() {
+    let mut cpu = default_cpu();
+    let mut refused = |tokens: &[u32], pos| {
+        let step = Step { tokens, pos, outputs: Outputs::Last };
+        matches!(block_on(cpu.forward(step)), Err(BackendError::InvalidCall { .. }))
+    };
+    assert!(refused(&[], 0));
+    assert!(refused(&[VOCAB], 0));
+    assert!(refused(&[0; 9], 0));
+    assert!(refused(&[0], 1), "a hole in the cache");
+    assert!(!refused(&[0; 8], 0));
+    assert!(refused(&[0], u32::MAX));
+    let write = cpu.write_weight(WeightId(1), WeightPart::Data, 4, &[0; 512]);
+    assert!(matches!(write, Err(BackendError::InvalidCall { .. })));
+    assert!(cpu.write_weight(WeightId(9), WeightPart::Data, 0, &[]).is_err());
+    let sampling = Sampling::greedy();
+    let decode = Decode { feed: Some(1), pos: 8, count: 57, sampling: &sampling, stop: &[] };
+    assert!(block_on(cpu.decode(decode)).is_err(), "past the context");
+    assert!(block_on(cpu.decode(Decode { count: 0, ..decode })).is_err());
+
+    let mut wrong = plan(ActQuant::PerToken, None);
+    let options = RunOptions { context: 8, kv_type: KvType::F32, max_tokens: 8 };
+    wrong.ops[6] = Op::Attention {
+        q: Slice { buf: BufId(3), at: 200, dim: DIM },
+        layer: 0,
+        heads: 4,
+        scale: 1.0,
+        out: wrong.whole(BufId(4)),
+    };
+    let error = block_on(cpu.prepare(&wrong, options)).unwrap_err().to_string();
+    assert!(
+        error.contains("operation 6 (attention): 128 values at 200 of a row of 256"),
+        "{error}"
+    );
+    let step = Step { tokens: &[0], pos: 0, outputs: Outputs::Last };
+    assert!(block_on(cpu.forward(step)).is_err(), "nothing is prepared now");
+}
+
+#[test]
+fn decode_feeds_what_it_draws() {
+    let mut cpu = default_cpu();
+    let greedy = Sampling::greedy();
+    let logits = forward(&mut cpu, &IDS, 0, Outputs::Last);
+    let mut expected = vec![sample(&logits, &IDS, 8, &greedy)];
+    for pos in 8..12 {
+        let logits = forward(&mut cpu, &[expected[pos - 8]], pos as u32, Outputs::Last);
+        expected.push(sample(&logits, &[], 0, &greedy));
+    }
+    forward(&mut cpu, &IDS, 0, Outputs::Last);
+    let decode = Decode { feed: None, pos: 8, count: 3, sampling: &greedy, stop: &[] };
+    let first = block_on(cpu.decode(decode)).unwrap();
+    assert_eq!(first, expected[..3]);
+    let rest = Decode { feed: Some(first[2]), pos: 10, count: 2, ..decode };
+    assert_eq!(block_on(cpu.decode(rest)).unwrap(), expected[3..]);
+    let stop = [expected[4]];
+    forward(&mut cpu, &IDS, 0, Outputs::Last);
+    let stopped = Decode { count: 20, stop: &stop, ..decode };
+    let until = expected.iter().position(|id| *id == stop[0]).unwrap();
+    assert_eq!(block_on(cpu.decode(stopped)).unwrap(), expected[..=until]);
+}
+
+#[test]
+fn penalties_see_what_was_fed() {
+    let mut cpu = default_cpu();
+    let sampling = Sampling { presence_penalty: 100.0, ..Sampling::greedy() };
+    forward(&mut cpu, &IDS, 0, Outputs::Last);
+    let decode = Decode { feed: None, pos: 8, count: 20, sampling: &sampling, stop: &[] };
+    let mut drawn = block_on(cpu.decode(decode)).unwrap();
+    drawn.extend(IDS);
+    drawn.sort_unstable();
+    drawn.dedup();
+    assert_eq!(drawn.len(), 28, "no token twice");
+}
+
+#[test]
+fn trace_shows_every_output_once() {
+    let mut cpu = default_cpu();
+    let mut lens = Vec::new();
+    let step = Step { tokens: &IDS[..2], pos: 0, outputs: Outputs::Last };
+    let mut last = Vec::new();
+    block_on(cpu.trace(step, &mut |i, values| {
+        lens.push((i, values.len()));
+        last = values.to_vec();
+    }))
+    .unwrap();
+    let (two, one) = (2 * DIM as usize, DIM as usize);
+    let expected = [two, two, two, 2 * two, two + two / 2, 0, two, two, one, one, VOCAB as usize];
+    let expected: Vec<_> = expected.into_iter().enumerate().filter(|e| e.1 > 0).collect();
+    assert_eq!(lens, expected);
+    assert_eq!(last, block_on(cpu.logits()).unwrap());
+}
