@@ -1,7 +1,8 @@
 //! I2_S (GGUF type 36, bitnet.cpp): the codes of the whole tensor, four a byte, then one f32 scale
 //! and 28 bytes of padding that mean nothing.
 //!
-//! Nothing in a file tells which of three layouts of the codes it has ([`Variant`]).
+//! Nothing in a file tells which of three layouts of the codes it has ([`Variant`]); [`Detector`]
+//! finds out from the weights.
 //!
 //! # Exactness
 //! Code 3 is an error: no quantiser writes it, and bitnet.cpp itself reads it as 0 in one place and
@@ -131,4 +132,77 @@ pub fn encode(packed: &Packed) -> Result<Vec<u8>, TernaryError> {
     out.extend(scale.to_le_bytes());
     out.resize(out.len() + TAIL_BYTES - 4, 0);
     Ok(out)
+}
+
+/// Finds the [`Variant`] of a file from how its weights relate to its norms.
+///
+/// A wrong layout only moves weights to other columns or rows: codes, scale and all counts stay
+/// the same, and between the two grouped ones so does the spread of the columns. But every linear
+/// layer follows a norm whose weight, one float a column, is stored plainly, and in trained models
+/// the share of zeros in a column goes with the size of that weight. So the right layout is the one
+/// whose columns correlate with the norm: in a trained 27 M model |r| is 0.5 to 0.9 in most layers,
+/// against 0.1 to 0.2 for the other grouped layout and below 0.1 for rows of four.
+///
+/// Evidence is summed as the log-likelihood ratio of a correlation, `−k/2 · ln(1 − r²)`.
+#[derive(Clone, Debug, Default)]
+pub struct Detector {
+    /// By [`Variant::ALL`].
+    evidence: [f64; 3],
+}
+
+/// Rows that [`Detector::observe`] looks at: enough for a column's share of zeros to ±2 %.
+const DETECT_ROWS: usize = 512;
+/// Log-odds that settle it. Random weights give a difference of about 1.
+const DETECT_MARGIN: f64 = 25.0;
+
+impl Detector {
+    /// Looks at a linear layer `[n, k]` (the bytes of its tensor) and the weight of the norm in
+    /// front of it. Pairs that say nothing, or do not fit, count for nothing.
+    pub fn observe(&mut self, norm: &[f32], bytes: &[u8], n: usize, k: usize) {
+        let expected = quarter(LAYOUT, n, k).map_or(usize::MAX, |b| b.saturating_add(TAIL_BYTES));
+        if norm.len() != k || bytes.len() != expected || k < 4 {
+            return;
+        }
+        let rows = n.min(DETECT_ROWS) / 4 * 4;
+        let norm: Vec<f64> = norm.iter().map(|w| f64::from(w.abs())).collect();
+        let mut codes = vec![0; k];
+        for (variant, evidence) in Variant::ALL.into_iter().zip(&mut self.evidence) {
+            if !variant.fits(n, k) {
+                continue;
+            }
+            let mut zeros = vec![0.0; k];
+            for row in 0..rows {
+                variant.read_row(bytes, row, &mut codes);
+                for (zeros, &code) in zeros.iter_mut().zip(&codes) {
+                    *zeros += f64::from(u8::from(code == 1));
+                }
+            }
+            let r = correlation(&norm, &zeros);
+            if r.is_finite() {
+                *evidence -= k as f64 / 2.0 * (1.0 - r * r).max(1e-9).ln();
+            }
+        }
+    }
+
+    /// The variant, once the evidence is clear; otherwise ask for more, or take the default.
+    pub fn variant(&self) -> Option<Variant> {
+        let best = (0..3).max_by(|&a, &b| self.evidence[a].total_cmp(&self.evidence[b]))?;
+        let clear =
+            (0..3).all(|i| i == best || self.evidence[best] - self.evidence[i] > DETECT_MARGIN);
+        clear.then_some(Variant::ALL[best])
+    }
+}
+
+/// Pearson's correlation; NaN when one side is constant.
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (x, y) in a.iter().zip(b) {
+        let (x, y) = (x - mean_a, y - mean_b);
+        ab += x * y;
+        aa += x * x;
+        bb += y * y;
+    }
+    ab / (aa * bb).sqrt()
 }

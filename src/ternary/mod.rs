@@ -417,3 +417,6 @@ fn code_3(layout: &'static str, packed: &Packed) -> TernaryError {
     });
     TernaryError::Code { layout, row: at.0, column: at.1, got: 3 }
 }
+
+#[cfg(test)]
+mod tests;
