@@ -1,0 +1,231 @@
+// The model itself: lives in the worker (or in place) and does what the messages ask.
+import { BitNetError, toError, throwIfAborted } from './errors.js';
+import { Progress } from './progress.js';
+import { resolve } from './source.js';
+import { loadWasm, wasmBuild } from './wasm.js';
+
+/** Longest time without giving the event loop a turn: messages such as an abort come in there. */
+const TURN_MS = 8;
+/** A file that keeps changing under us is not loaded for ever. */
+const RESTARTS = 2;
+
+/** @typedef {import('./rpc.js').CallIO} CallIO */
+
+export class Engine {
+  constructor() {
+    /** The wasm module. @type {any} */
+    this.wasm = undefined;
+    /** @type {any} */
+    this.session = undefined;
+    /** What runs now; calls run one after the other. @type {Promise<any>} */
+    this.last = Promise.resolve();
+    /** Rejects when the wasm instance has died. */
+    this.death = new Promise((_, reject) => { this.die = reject; });
+    this.death.catch(() => {});
+    /** @type {unknown} */
+    this.dead = undefined;
+    this.lastTurn = 0;
+    /** @type {any} */
+    this.timings = undefined;
+    /** @type {any} */
+    this.fixed = undefined;
+  }
+
+  /** Runs `work` after all earlier work. A panic in the engine fails it, and all work after it.
+   * @template T @param {() => Promise<T>} work @param {AbortSignal} [signal] @returns {Promise<T>} */
+  run(work, signal) {
+    const task = this.last.then(async () => {
+      throwIfAborted(signal);
+      if (this.dead) throw this.dead;
+      try {
+        return await Promise.race([work(), this.death]);
+      } catch (error) {
+        throwIfAborted(signal);
+        // A trap (a panic, or memory that could not grow) leaves the instance in no known state.
+        if (error instanceof WebAssembly.RuntimeError) this.kill(error);
+        throw this.dead ?? toError(error);
+      }
+    });
+    this.last = task.catch(() => {});
+    return task;
+  }
+
+  /** @param {any} cause */
+  kill(cause) {
+    this.dead ??= new BitNetError('internal', `the engine has stopped: ${cause?.message ?? cause}. `
+      + 'This is a bug of bitnet-rust; load the model again to go on', { cause });
+    this.session = undefined; // Nothing of a dead instance may be called, not even free().
+    this.die?.(this.dead);
+  }
+
+  /** Gives the event loop a turn now and then.
+   * @param {boolean} [now] */
+  async turn(now = false) {
+    if (!now && performance.now() - this.lastTurn < TURN_MS) return;
+    await new Promise((done) => {
+      // Not setTimeout, which waits at least 4 ms.
+      const { port1, port2 } = new MessageChannel();
+      port1.onmessage = () => {
+        port1.close();
+        done(undefined);
+      };
+      port2.postMessage(0);
+    });
+    this.lastTurn = performance.now();
+  }
+
+  /** @param {{ source: any, options: any }} args @param {CallIO} io */
+  load({ source, options }, { onEvent, signal }) {
+    return this.run(async () => {
+      const started = performance.now();
+      this.wasm = await loadWasm();
+      this.wasm.setPanicHandler((/** @type {string} */ message) => this.kill(message));
+      const progress = new Progress((event) => onEvent?.(event));
+      const context = {
+        signal: /** @type {AbortSignal} */ (signal),
+        cache: options.cache ?? true,
+        headers: options.headers,
+        hub: options.hub,
+        sha256: options.sha256,
+        download: options.download,
+        createHash: () => new this.wasm.Sha256(),
+        onPhase: (/** @type {any} */ phase) => progress.phase(phase),
+        onBytes: (/** @type {number} */ n, /** @type {boolean} */ stored) => progress.add(n, stored),
+        onSize: () => progress.sizes(),
+        onWarning: (/** @type {any} */ e) => onEvent?.({ warning: { code: e.code, message: e.message } }),
+      };
+      for (let restarts = 0; ; restarts++) {
+        try {
+          const files = await resolve(source, context);
+          progress.begin(files.weights);
+          this.session = await this.fill(files, options, progress, signal);
+          break;
+        } catch (error) {
+          const { details } = /** @type {any} */ (error) ?? {};
+          if (!details?.changed || restarts === RESTARTS) throw error;
+        }
+      }
+      this.fixed = { ...this.session.info(), wasmBuild: wasmBuild(), loadMs: performance.now() - started };
+      progress.phase('ready');
+      return { info: this.fixed, stats: this.stats() };
+    }, signal);
+  }
+
+  /** @param {import('./source.js').Files} files @param {any} options @param {Progress} progress
+   * @param {AbortSignal} [signal] */
+  async fill({ weights, texts }, options, progress, signal) {
+    const { device, adapter, threads, contextLength, kvCache, i2s, activations } = options;
+    const wanted = { device, adapter, threads, contextLength, kvCache, i2s, activations };
+    const loader = await this.wasm.Loader.open(wanted, {
+      lengths: weights.map((file) => file.bytes),
+      texts: texts && new Map(Object.entries(texts)),
+    });
+    let owned = true;
+    const readers = weights.map((file) => file.stream()[Symbol.asyncIterator]());
+    /** Bytes read but not taken yet, a file. @type {(Uint8Array | undefined)[]} */
+    const held = [];
+    try {
+      // The headers of all files first: only then it is known where the weights go.
+      const order = weights.length > 1 ? [...weights.keys(), ...weights.keys()] : [0];
+      for (const [turn, file] of order.entries()) {
+        const headerOnly = turn < order.length - weights.length;
+        for (;;) {
+          const chunk = held[file] ?? (await readers[file].next()).value;
+          held[file] = undefined;
+          if (!chunk) break;
+          throwIfAborted(signal);
+          const taken = await loader.push(file, chunk);
+          if (taken < chunk.length) held[file] = chunk.subarray(taken);
+          await this.turn();
+          if (headerOnly && held[file]) break;
+        }
+      }
+      throwIfAborted(signal);
+      progress.phase('prepare');
+      await this.turn(true);
+      owned = false; // finish() consumes it.
+      return await loader.finish();
+    } finally {
+      for (const reader of readers) await reader.return?.(undefined);
+      if (owned && !this.dead) loader.free();
+    }
+  }
+
+  /** @param {any} request @param {CallIO} io */
+  generate(request, { onEvent, signal }) {
+    return this.run(async () => {
+      const session = this.loaded();
+      session.start(request);
+      try {
+        for (;;) {
+          await this.turn();
+          throwIfAborted(signal);
+          const event = await session.next();
+          if (event.type === 'finished') {
+            this.timings = event.timings;
+            return { ...event, seed: request.seed, stats: this.stats() };
+          }
+          onEvent?.(event);
+        }
+      } finally {
+        if (!this.dead) session.stop();
+      }
+    }, signal);
+  }
+
+  /** @param {{ text: string, addBos?: boolean }} args */
+  tokenize({ text, addBos }) {
+    return this.run(async () => Array.from(this.loaded().tokenize(text, addBos)));
+  }
+
+  /** @param {{ ids: number[], skipSpecial?: boolean }} args */
+  detokenize({ ids, skipSpecial }) {
+    return this.run(async () => this.loaded().detokenize(Uint32Array.from(ids), skipSpecial ?? false));
+  }
+
+  /** @param {{ ids: number[] }} args @param {CallIO} io @returns {Promise<Float32Array>} */
+  logits({ ids }, { signal }) {
+    return this.run(async () => this.loaded().logits(Uint32Array.from(ids)), signal);
+  }
+
+  /** Each kernel of the device against its plain twin.
+   * @param {object} args @param {CallIO} io */
+  check(args, { onEvent, signal }) {
+    return this.run(async () => {
+      this.wasm = await loadWasm();
+      this.wasm.setPanicHandler((/** @type {string} */ message) => this.kill(message));
+      return this.wasm.checkKernels(args, async (/** @type {any} */ row) => {
+        onEvent?.(row);
+        await this.turn();
+        throwIfAborted(signal);
+      });
+    }, signal);
+  }
+
+  /** Forgets the conversation in the KV cache. */
+  reset() {
+    return this.run(async () => this.loaded().reset());
+  }
+
+  /** @returns {import('../index.js').Stats} */
+  stats() {
+    return {
+      deviceBytes: this.session.deviceBytes(),
+      wasmBytes: this.wasm.memoryBytes(),
+      cachedTokens: this.session.cachedTokens(),
+      ...this.timings,
+    };
+  }
+
+  dispose() {
+    return this.run(async () => {
+      this.session?.free();
+      this.session = undefined;
+    });
+  }
+
+  loaded() {
+    if (!this.session) throw new BitNetError('invalid_argument', 'no model is loaded');
+    return this.session;
+  }
+}

@@ -1,0 +1,78 @@
+// A text under way: pieces to iterate over, and a result at the end.
+
+/** @typedef {import('../index.js').GenerateResult} Result */
+
+export class Generation {
+  /** @type {string[]} */
+  #waiting = [];
+  #text = '';
+  /** @type {{ error?: unknown } | undefined} */
+  #end;
+  /** @type {(() => void) | undefined} */
+  #wake;
+  #stop = new AbortController();
+
+  /** Starts at once, whether or not anyone iterates.
+   * @param {AbortSignal | undefined} signal
+   * @param {(onEvent: (event: any) => void, signal: AbortSignal) => Promise<any>} run */
+  constructor(signal, run) {
+    /** @type {number[]} */
+    const tokens = [];
+    /** @type {any[]} */
+    const logprobs = [];
+    const onEvent = (/** @type {any} */ event) => {
+      if (event.type === 'prefill') {
+        this.onPrefill?.(event.done, event.total);
+        return;
+      }
+      tokens.push(...event.ids);
+      logprobs.push(...(event.logprobs ?? []));
+      if (!event.text) return;
+      this.#text += event.text;
+      this.#waiting.push(event.text);
+      this.#wake?.();
+    };
+    const ended = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
+    /** How it ended. Rejects when it failed or was aborted. @type {Promise<Result>} */
+    this.result = run(onEvent, ended).then(({ type, stats, ...result }) => ({
+      text: this.#text, tokens, ...(logprobs.length ? { logprobs } : {}), ...result,
+    }));
+    this.result.then(() => this.#finish({}), (error) => this.#finish({ error }));
+    /** Called while the prompt is run. @type {((done: number, total: number) => void) | undefined} */
+    this.onPrefill = undefined;
+  }
+
+  /** The whole text. */
+  async text() {
+    return (await this.result).text;
+  }
+
+  /** Ends it here; iteration stops without an error, `result` rejects with an AbortError. */
+  stop() {
+    this.#end ??= {};
+    this.#stop.abort();
+    this.#wake?.();
+  }
+
+  async *[Symbol.asyncIterator]() {
+    try {
+      for (;;) {
+        const piece = this.#waiting.shift();
+        if (piece !== undefined) yield piece;
+        else if (this.#end) {
+          if ('error' in this.#end) throw this.#end.error;
+          return;
+        } else await new Promise((done) => { this.#wake = () => done(undefined); });
+      }
+    } finally {
+      // Leaving the loop early ends the generation.
+      if (!this.#end) this.stop();
+    }
+  }
+
+  /** @param {{ error?: unknown }} end */
+  #finish(end) {
+    this.#end ??= end;
+    this.#wake?.();
+  }
+}
