@@ -289,6 +289,16 @@ export interface CachedFile {
   savedAt: Date;
 }
 
+/** One kernel against its plain twin. */
+export interface KernelCheck {
+  kernel: string;
+  /** Which variant, and of what shape. */
+  variant: string;
+  ok: boolean;
+  /** What is wrong, if it is not. */
+  error?: string;
+}
+
 /** A loaded model. Several can live side by side, each in a worker of its own. Calls to one model run
  * one after the other. */
 export class BitNet {
@@ -306,6 +316,14 @@ export class BitNet {
     /** Deletes one file, or all; says how many went. */
     delete(url?: string | URL): Promise<number>;
   };
+
+  /** Runs each kernel of a device against its plain twin; `onResult` hears of each as it is done. */
+  static check(options?: {
+    device?: 'auto' | 'webgpu' | 'cpu';
+    onResult?: (result: KernelCheck) => void;
+    signal?: AbortSignal;
+    worker?: boolean | Worker;
+  }): Promise<KernelCheck[]>;
 
   readonly info: ModelInfo;
   /** Figures of the last generation. */
@@ -328,25 +346,3 @@ export class BitNet {
   dispose(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
 }
-
-/** One kernel against its plain twin. */
-export interface KernelCheck {
-  kernel: string;
-  /** Which variant, and of what shape. */
-  variant: string;
-  ok: boolean;
-  /** Largest difference, and what it may be. */
-  error: number;
-  tolerance: number;
-  /** Why it failed, if it did not run at all. */
-  message?: string;
-  ms: number;
-}
-
-/** Runs each kernel against its plain twin on this device. */
-export function checkKernels(options?: {
-  device?: 'auto' | 'webgpu' | 'cpu';
-  signal?: AbortSignal;
-  onRow?: (row: KernelCheck) => void;
-  worker?: boolean | Worker;
-}): Promise<KernelCheck[]>;

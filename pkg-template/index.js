@@ -69,6 +69,16 @@ export class BitNet {
     }
   }
 
+  /** @param {{ device?: 'auto' | 'webgpu' | 'cpu', signal?: AbortSignal, onResult?: (row: any) => void, worker?: any }} [options] */
+  static async check({ device = 'auto', signal, onResult, worker = true } = {}) {
+    const endpoint = connect(worker);
+    try {
+      return await endpoint.call('check', { device }, { onEvent: onResult, signal });
+    } finally {
+      endpoint.close();
+    }
+  }
+
   /** @param {string | number[]} prompt @param {import('./index.js').GenerateOptions} [options] */
   generate(prompt, options = {}) {
     if (typeof prompt !== 'string' && !isIds(prompt)) throw invalid('a prompt is a string or an array of token ids');
@@ -132,17 +142,6 @@ export class BitNet {
   async #call(op, args, io) {
     if (this.#disposed) throw invalid('the model has been disposed of');
     return this.#endpoint.call(op, args, io);
-  }
-}
-
-/** Runs each kernel of a device against its plain twin.
- * @param {{ device?: 'auto' | 'webgpu' | 'cpu', signal?: AbortSignal, onRow?: (row: any) => void, worker?: any }} [options] */
-export async function checkKernels({ device = 'auto', signal, onRow, worker = true } = {}) {
-  const endpoint = connect(worker);
-  try {
-    return await endpoint.call('check', { device }, { onEvent: onRow, signal });
-  } finally {
-    endpoint.close();
   }
 }
 
