@@ -114,7 +114,7 @@ export interface LoadOptions {
   /** CPU threads. Reserved: a browser's CPU path has one. */
   threads?: number;
   /** How activations are rounded. Default: the rule of the file's format. */
-  activations?: 'per-token' | 'block256' | 'block32' | 'f32';
+  activations?: 'per-token' | 'block' | 'f32';
   /** Layout of I2_S weights, which files do not name. Default: told by looking at the data. */
   i2s?: 'x86' | 'arm' | 'rows4';
   /** Keep downloads for the next time. `true` (default); `false`; `'reload'`: download again and keep;

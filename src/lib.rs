@@ -13,7 +13,7 @@
 //! | 0 | [`format`](mod@format): files · [`ternary`]: packed weights · [`plan`]: the operations · [`sampling`]: the draw |
 //! | 1 | [`tokenizer`] · [`model`]: configuration, weights, forward pass → plan · [`backend`]: what a machine must do |
 //! | 2 | [`cpu`] · `gpu`: machines that run plans |
-//! | 3 | [`error`] |
+//! | 3 | [`error`] · [`selfcheck`]: a device against the plain twins |
 //! | 4 | [`session`]: loading and generating |
 //! | 6 | `js`, and the `bitnet` program, which uses this crate as an outsider |
 #![deny(missing_docs)]
@@ -27,6 +27,7 @@ pub mod gpu;
 pub mod model;
 pub mod plan;
 pub mod sampling;
+pub mod selfcheck;
 pub mod session;
 pub mod ternary;
 pub mod tokenizer;

@@ -1,0 +1,444 @@
+//! [`Case`]: every kernel of a device against the plain twins, on data made here.
+//!
+//! A case is a small plan around one operation (or the draw). It is run on the device, operation by
+//! operation and as a whole, and on [`Cpu`] with [`Isa::Plain`]; the outputs are compared. So a browser, a
+//! driver or a processor can be judged where it is, with no model at hand.
+//!
+//! May import: floors 0 to 2.
+
+use crate::backend::{Backend, BackendError, Decode, KvType, Outputs, RunOptions, Step};
+use crate::cpu::{Cpu, Isa};
+use crate::plan::*;
+use crate::sampling::{Sampling, threefry2x32};
+use half::f16;
+
+/// `V` of the embedding that feeds the operation under test: rows of it are the random inputs.
+const VOCAB: u32 = 67;
+/// Numbers of tokens a step: decoding, ragged short prompts, and more than one tile of a prefill.
+const STEPS: [usize; 3] = [1, 5, 66];
+const CONTEXT: u32 = 160;
+
+/// One thing to compare.
+pub struct Case {
+    /// The kernel's stem, or `draw`.
+    pub kernel: &'static str,
+    /// Types and shape.
+    pub variant: String,
+    plan: Plan,
+    kv_type: KvType,
+    /// Largest normalised mean square error.
+    tolerance: f64,
+    sampling: Option<Sampling>,
+}
+
+/// Every case, in the order of the forward pass.
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    embed(&mut all);
+    norms(&mut all);
+    linears(&mut all);
+    attention(&mut all);
+    elementwise(&mut all);
+    draws(&mut all);
+    all
+}
+
+impl Case {
+    /// Compares `device` with the twins.
+    ///
+    /// # Errors
+    /// Says what differs, or what the device refused.
+    pub async fn run(&self, device: &mut impl Backend) -> Result<(), String> {
+        let mut twin = Cpu::with_isa(Some(1), Isa::Plain).map_err(|e| e.to_string())?;
+        self.load(&mut twin).await.map_err(|e| format!("twin: {e}"))?;
+        self.load(device).await.map_err(|e| e.to_string())?;
+        match &self.sampling {
+            Some(sampling) => self.draw(&mut twin, device, sampling).await,
+            None => self.steps(&mut twin, device).await,
+        }
+    }
+
+    async fn load(&self, backend: &mut impl Backend) -> Result<(), BackendError> {
+        backend.allocate(&self.plan.weights).await?;
+        for (i, spec) in self.plan.weights.iter().enumerate() {
+            let id = WeightId(i as u32);
+            for part in [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales] {
+                let bytes = contents(spec.kind, part, i as u32);
+                if !bytes.is_empty() {
+                    backend.write_weight(id, part, 0, &bytes)?;
+                }
+            }
+        }
+        let max_tokens = STEPS[STEPS.len() - 1] as u32;
+        let options = RunOptions { context: CONTEXT, kv_type: self.kv_type, max_tokens };
+        backend.prepare(&self.plan, options).await
+    }
+
+    /// Each step operation by operation, then as a whole.
+    async fn steps(&self, twin: &mut Cpu, device: &mut impl Backend) -> Result<(), String> {
+        let mut pos = 0;
+        for tokens in STEPS {
+            let ids: Vec<u32> = (0..tokens as u32).map(|t| (t * 31 + pos) % VOCAB).collect();
+            let step = Step { tokens: &ids, pos, outputs: Outputs::All };
+            let mut expected = Vec::new();
+            let mut got = Vec::new();
+            let note = |all: &mut Vec<(usize, Vec<f32>)>, op, values: &[f32]| {
+                all.push((op, values.to_vec()));
+            };
+            twin.trace(step, &mut |op, values| note(&mut expected, op, values))
+                .await
+                .map_err(|e| format!("twin: {e}"))?;
+            device
+                .trace(step, &mut |op, values| note(&mut got, op, values))
+                .await
+                .map_err(|e| e.to_string())?;
+            if got.len() != expected.len() {
+                return Err(format!("{} outputs instead of {}", got.len(), expected.len()));
+            }
+            for ((op, expected), (_, got)) in expected.iter().zip(&got) {
+                compare(expected, got, self.tolerance)
+                    .map_err(|e| format!("{} of {tokens} tokens: {e}", self.plan.labels[*op]))?;
+            }
+            // The same from the start again, as the engine runs it: fused, replayed.
+            device.forward(step).await.map_err(|e| e.to_string())?;
+            let got = device.logits().await.map_err(|e| e.to_string())?;
+            let expected = expected.last().map(|(_, values)| values.as_slice()).unwrap_or_default();
+            compare(expected, &got, self.tolerance)
+                .map_err(|e| format!("fused, {tokens} tokens: {e}"))?;
+            pos += tokens as u32;
+        }
+        Ok(())
+    }
+
+    async fn draw(
+        &self,
+        twin: &mut Cpu,
+        device: &mut impl Backend,
+        sampling: &Sampling,
+    ) -> Result<(), String> {
+        let prompt = [3, 1, 4, 1, 5];
+        let step = Step { tokens: &prompt, pos: 0, outputs: Outputs::Last };
+        let decode = Decode { feed: None, pos: 5, count: 64, sampling, stop: &[] };
+        twin.forward(step).await.map_err(|e| format!("twin: {e}"))?;
+        let expected = twin.decode(decode).await.map_err(|e| format!("twin: {e}"))?;
+        device.forward(step).await.map_err(|e| e.to_string())?;
+        let got = device.decode(decode).await.map_err(|e| e.to_string())?;
+        match expected.iter().zip(&got).position(|(a, b)| a != b) {
+            None if expected.len() == got.len() => Ok(()),
+            at => Err(format!("token {at:?} differs: {got:?} instead of {expected:?}")),
+        }
+    }
+}
+
+/// NMSE of `got`, which must have the length of `expected` and be finite.
+fn compare(expected: &[f32], got: &[f32], tolerance: f64) -> Result<(), String> {
+    if expected.len() != got.len() {
+        return Err(format!("{} values instead of {}", got.len(), expected.len()));
+    }
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        expected.iter().zip(got).map(|(&e, &g)| f(f64::from(e), f64::from(g))).sum()
+    };
+    let error = sum(&|e, g| (e - g) * (e - g)) / sum(&|e, _| e * e).max(f64::MIN_POSITIVE);
+    // Not `error > tolerance`: that is false for a NaN.
+    if error <= tolerance {
+        return Ok(());
+    }
+    let at =
+        expected.iter().zip(got).position(|(e, g)| (e - g).abs() > 1e-3 * e.abs()).unwrap_or(0);
+    Err(format!(
+        "error {error:.1e}, allowed {tolerance:.0e}; value {at} is {} instead of {}",
+        got.get(at).copied().unwrap_or(f32::NAN),
+        expected.get(at).copied().unwrap_or(f32::NAN),
+    ))
+}
+
+// ---- the data ----
+
+/// The `i`-th random number of stream `stream`, uniform in −1..1.
+fn noise(stream: u32, i: usize) -> f32 {
+    let bits = threefry2x32([0x5eed, stream], [i as u32, 0])[0];
+    (bits >> 8) as f32 / 8_388_608.0 - 1.0
+}
+
+fn contents(kind: WeightKind, part: WeightPart, stream: u32) -> Vec<u8> {
+    let bytes = kind.part_bytes(part) as usize;
+    let (n, k) = kind.shape();
+    let halves = |scale: f32| -> Vec<u8> {
+        (0..bytes / 2)
+            .flat_map(|i| f16::from_f32(scale * (1.25 + noise(stream + 1000, i))).to_le_bytes())
+            .collect()
+    };
+    match (kind, part) {
+        (WeightKind::Ternary { .. }, WeightPart::Data) => {
+            let row_bytes = kind.row_bytes(part) as usize;
+            let mut codes = vec![0b0101_0101; bytes]; // Padding has code 1.
+            for row in 0..n as usize {
+                let packed = &mut codes[row * row_bytes..][..row_bytes];
+                for i in 0..k as usize {
+                    let trit = (noise(stream, row * k as usize + i) * 1.5).round();
+                    crate::ternary::set_code(packed, i, (trit + 1.0) as u8);
+                }
+            }
+            codes
+        }
+        (_, WeightPart::RowScales) => {
+            let scale = 1.0 / (k as f32).sqrt();
+            let row = |i| scale * (1.25 + noise(stream + 2000, i));
+            (0..bytes / 4).flat_map(|i| f32::to_le_bytes(row(i))).collect()
+        }
+        (WeightKind::Matrix { .. }, WeightPart::BlockScales) => halves(1.0 / 127.0),
+        (_, WeightPart::BlockScales) => halves(1.0),
+        (WeightKind::Matrix { dtype: MatrixType::Q8, .. }, _) => {
+            (0..bytes).map(|i| (noise(stream, i) * 127.0).round() as i8 as u8).collect()
+        }
+        (WeightKind::Matrix { dtype: MatrixType::F16, .. }, _) => {
+            (0..bytes / 2).flat_map(|i| f16::from_f32(noise(stream, i)).to_le_bytes()).collect()
+        }
+        _ => (0..bytes / 4).flat_map(|i| noise(stream, i).to_le_bytes()).collect(),
+    }
+}
+
+// ---- the plans ----
+
+/// Writes a plan that starts with random rows and ends with logits.
+struct Builder {
+    plan: Plan,
+}
+
+impl Builder {
+    fn new() -> Self {
+        Builder {
+            plan: Plan {
+                buffers: Vec::new(),
+                weights: Vec::new(),
+                ops: Vec::new(),
+                labels: Vec::new(),
+                rope: RopeSpec { layout: RopeLayout::HalfSplit, inv_freq: vec![1.0], mscale: 1.0 },
+                kv: KvSpec { layers: 1, kv_heads: 1, head_dim: 2 },
+                vocab: VOCAB,
+                logits: BufId(0),
+            },
+        }
+    }
+
+    fn buffer(&mut self, name: &'static str, dim: u32, kind: BufKind, rows: Rows) -> Slice {
+        let buf = BufId(self.plan.buffers.len() as u32);
+        self.plan.buffers.push(BufSpec { name, dim, kind, rows });
+        Slice { buf, at: 0, dim }
+    }
+
+    fn floats(&mut self, name: &'static str, dim: u32) -> Slice {
+        self.buffer(name, dim, BufKind::F32, Rows::Tokens)
+    }
+
+    fn weight(&mut self, kind: WeightKind) -> WeightId {
+        let name = format!("w{}", self.plan.weights.len());
+        self.plan.weights.push(WeightSpec { name, kind });
+        WeightId(self.plan.weights.len() as u32 - 1)
+    }
+
+    fn op(&mut self, op: Op) {
+        self.plan.labels.push(op.stem().to_string());
+        self.plan.ops.push(op);
+    }
+
+    /// Random rows of `dim` values.
+    fn input(&mut self, name: &'static str, dim: u32) -> Slice {
+        let table = self.weight(WeightKind::Matrix { n: VOCAB, k: dim, dtype: MatrixType::F32 });
+        let out = self.floats(name, dim);
+        self.op(Op::Embed { table, out: out.buf });
+        out
+    }
+
+    /// Logits that depend on all of `out`, so that a run as a whole shows what it was.
+    fn finish(mut self, out: Slice, kernel: &'static str, variant: String, tolerance: f64) -> Case {
+        let (n, k) = (VOCAB, out.dim);
+        let weight = self.weight(WeightKind::Matrix { n, k, dtype: MatrixType::F32 });
+        let y = self.floats("mixed", VOCAB);
+        self.op(Op::DenseLinear { x: out.buf, weight, out: y });
+        self.finish_as_is(y, kernel, variant, tolerance)
+    }
+
+    /// Logits that are the `VOCAB` values of `rows`.
+    fn finish_as_is(
+        mut self,
+        rows: Slice,
+        kernel: &'static str,
+        variant: String,
+        tolerance: f64,
+    ) -> Case {
+        let logits = self.buffer("logits", VOCAB, BufKind::F32, Rows::Outputs);
+        self.op(Op::TakeOutputs { x: rows.buf, out: logits.buf });
+        self.plan.logits = logits.buf;
+        let plan = self.plan;
+        Case { kernel, variant, plan, kv_type: KvType::F32, tolerance, sampling: None }
+    }
+}
+
+/// Normalised mean square error of float kernels: sums in another order than the twin's.
+const FLOAT: f64 = 1e-7;
+/// Where the device may compute in f16.
+const HALF: f64 = 1e-6;
+
+fn embed(all: &mut Vec<Case>) {
+    let dtypes = [MatrixType::F32, MatrixType::F16, MatrixType::Q8];
+    let kinds = dtypes
+        .map(|dtype| (WeightKind::Matrix { n: VOCAB, k: 96, dtype }, format!("{dtype:?}, K = 96")))
+        .into_iter()
+        .chain([None, Some(64)].map(|block| {
+            let kind = WeightKind::Ternary { n: VOCAB, k: 192, block };
+            (kind, format!("ternary, block {block:?}, K = 192"))
+        }));
+    for (kind, variant) in kinds {
+        let mut b = Builder::new();
+        let table = b.weight(kind);
+        let out = b.floats("x", kind.shape().1);
+        b.op(Op::Embed { table, out: out.buf });
+        all.push(b.finish(out, "embed", variant, FLOAT));
+    }
+}
+
+fn norms(all: &mut Vec<Case>) {
+    for (dim, len) in [(67, 67), (2560, 2560), (256, 64)] {
+        let mut b = Builder::new();
+        let x = b.input("x", dim);
+        let weight = b.weight(WeightKind::Vector { len });
+        let out = b.floats("normed", dim);
+        b.op(Op::RmsNorm { x, weight, out, eps: 1e-5 });
+        all.push(b.finish(out, "rms_norm", format!("{dim} values, groups of {len}"), FLOAT));
+    }
+}
+
+const RULES: [ActQuant; 3] = [ActQuant::PerToken, ActQuant::Block256, ActQuant::Block32];
+
+fn linears(all: &mut Vec<Case>) {
+    for rule in RULES {
+        for (n, block) in [(VOCAB, None), (VOCAB, Some(64)), (1, None), (320, Some(256))] {
+            for k in [256, 768] {
+                let mut b = Builder::new();
+                let x = b.input("x", k);
+                let q = b.buffer("q", k, BufKind::Quant(rule), Rows::Tokens);
+                b.op(Op::Quantize { x, out: q.buf });
+                let weight = b.weight(WeightKind::Ternary { n, k, block });
+                let out = b.floats("y", n);
+                b.op(Op::TernaryLinear { x: q.buf, weight, out });
+                let variant = format!("{rule:?}, block {block:?}, N = {n}, K = {k}");
+                // One value that rounds the other way: a step of 1/127 in one of thousands.
+                all.push(b.finish(out, "ternary_linear", variant, HALF));
+            }
+        }
+    }
+    for (n, k) in [(VOCAB, 256), (1, 64)] {
+        let mut b = Builder::new();
+        let x = b.input("x", k);
+        let weight = b.weight(WeightKind::Ternary { n, k, block: None });
+        let out = b.floats("y", n);
+        b.op(Op::TernaryLinear { x: x.buf, weight, out });
+        all.push(b.finish(out, "ternary_linear", format!("f32, N = {n}, K = {k}"), FLOAT));
+    }
+    for dtype in [MatrixType::F32, MatrixType::F16, MatrixType::Q8] {
+        for (n, k) in [(VOCAB, 256), (1, 64), (1000, 96)] {
+            let mut b = Builder::new();
+            let x = b.input("x", k);
+            let weight = b.weight(WeightKind::Matrix { n, k, dtype });
+            let out = b.floats("y", n);
+            b.op(Op::DenseLinear { x: x.buf, weight, out });
+            all.push(b.finish(out, "dense_linear", format!("{dtype:?}, N = {n}, K = {k}"), HALF));
+        }
+    }
+}
+
+fn attention(all: &mut Vec<Case>) {
+    for (heads, kv_heads, head_dim, layout) in [
+        (4, 2, 64, RopeLayout::HalfSplit),
+        (5, 1, 128, RopeLayout::Interleaved),
+        (3, 3, 32, RopeLayout::HalfSplit),
+    ] {
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
+            let mut b = Builder::new();
+            b.plan.kv = KvSpec { layers: 1, kv_heads, head_dim };
+            let inv_freq = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
+            b.plan.rope = RopeSpec { layout, inv_freq, mscale: 1.0 };
+            let q = b.input("q", heads * head_dim);
+            let k = b.input("k", kv_heads * head_dim);
+            let v = b.input("v", kv_heads * head_dim);
+            b.op(Op::Rope { x: q, head_dim });
+            b.op(Op::Rope { x: k, head_dim });
+            b.op(Op::KvAppend { k, v, layer: 0 });
+            let out = b.floats("attn", heads * head_dim);
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            b.op(Op::Attention { q, layer: 0, heads, scale, out });
+            let variant =
+                format!("{heads}/{kv_heads} heads of {head_dim}, {layout:?}, {kv_type:?}");
+            all.push(Case { kv_type, ..b.finish(out, "attention", variant, HALF) });
+        }
+    }
+}
+
+fn elementwise(all: &mut Vec<Case>) {
+    for (act, name) in [(Activation::Silu, "silu"), (Activation::Relu2, "relu2")] {
+        let mut b = Builder::new();
+        let both = b.input("gate_up", 200);
+        let part = |at| Slice { buf: both.buf, at, dim: 100 };
+        let out = b.floats("h", 100);
+        b.op(Op::GatedAct { gate: part(0), up: part(100), act, out });
+        all.push(b.finish(out, "gated_act", name.to_string(), FLOAT));
+    }
+    let mut b = Builder::new();
+    let x = b.input("x", VOCAB);
+    let y = b.input("y", VOCAB);
+    b.op(Op::Add { x: x.buf, y: y.buf });
+    all.push(b.finish(x, "add", format!("{VOCAB} values"), FLOAT));
+}
+
+/// The logits are a row of a table, the same bits everywhere: what is drawn must be the same.
+fn draws(all: &mut Vec<Case>) {
+    let plain = Sampling { temperature: 0.7, top_k: 0, seed: 11, ..Sampling::default() };
+    for (variant, sampling) in [
+        ("greedy", Sampling::greedy()),
+        ("temperature", plain),
+        ("top-k", Sampling { top_k: 7, ..plain }),
+        ("top-p", Sampling { top_p: 0.6, ..plain }),
+        ("min-p", Sampling { min_p: 0.4, ..plain }),
+        (
+            "penalties",
+            Sampling {
+                repetition_penalty: 1.3,
+                presence_penalty: 0.2,
+                frequency_penalty: 0.1,
+                penalty_window: 16,
+                top_k: 20,
+                ..plain
+            },
+        ),
+    ] {
+        let mut b = Builder::new();
+        let rows = b.input("rows", VOCAB);
+        let case = b.finish_as_is(rows, "draw", variant.to_string(), 0.0);
+        all.push(Case { sampling: Some(sampling), ..case });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(not(target_arch = "wasm32"))]
+    #[test]
+    fn the_fast_cpu_kernels_agree_with_their_twins() {
+        for case in cases() {
+            let mut cpu = Cpu::new(Some(2)).unwrap();
+            let outcome = pollster::block_on(case.run(&mut cpu));
+            assert_eq!(outcome, Ok(()), "{}, {}", case.kernel, case.variant);
+        }
+    }
+
+    #[test]
+    fn a_difference_is_seen() {
+        assert!(compare(&[1.0, 2.0], &[1.0, 2.0], 0.0).is_ok());
+        assert!(compare(&[1.0, 2.0], &[1.0, 2.01], 1e-7).is_err());
+        assert!(compare(&[1.0, 2.0], &[1.0, f32::NAN], 1e-7).is_err());
+        assert!(compare(&[1.0], &[1.0, 2.0], 1.0).is_err());
+        assert!(compare(&[0.0], &[0.0], 0.0).is_ok());
+    }
+}
