@@ -1,0 +1,124 @@
+//! [`Device`]: the machine a session runs on, chosen at run time.
+
+use crate::backend::{Backend, BackendError, Caps, Decode, RunOptions, Step};
+use crate::cpu::Cpu;
+use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
+
+/// Which machine is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if there is a usable one, else the CPU.
+    #[default]
+    Auto,
+    /// A GPU, or an error.
+    Gpu,
+    /// The CPU.
+    Cpu,
+}
+
+/// How to open a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Which one.
+    pub choice: DeviceChoice,
+    /// Part of the adapter's name; `None`: the best one (or `BITNET_ADAPTER`).
+    pub adapter: Option<String>,
+    /// CPU threads; `None`: as many as the machine has.
+    pub threads: Option<usize>,
+}
+
+/// A machine that runs plans.
+pub enum Device {
+    /// The CPU.
+    Cpu(Cpu),
+}
+
+impl Device {
+    /// Opens the machine that `options` ask for. The second value says in one line why a wanted GPU
+    /// is not used (only with [`DeviceChoice::Auto`]).
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] when a GPU was asked for and none is usable.
+    pub async fn open(options: &DeviceOptions) -> Result<(Device, Option<String>), BackendError> {
+        let cpu = || Cpu::new(options.threads).map(Device::Cpu);
+        if options.choice == DeviceChoice::Cpu {
+            return Ok((cpu()?, None));
+        }
+        match Device::open_gpu(options).await {
+            Ok(gpu) => Ok((gpu, None)),
+            Err(e) if options.choice == DeviceChoice::Auto => Ok((cpu()?, Some(e.to_string()))),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn open_gpu(_: &DeviceOptions) -> Result<Device, BackendError> {
+        Err(BackendError::Unavailable { reason: "this build has no GPU backend".to_string() })
+    }
+
+    /// Tokens to draw between two looks at the host: a GPU runs ahead to hide the round trip.
+    pub fn burst(&self) -> u32 {
+        match self {
+            Device::Cpu(_) => 1,
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $d:ident => $e:expr) => {
+        match $self {
+            Device::Cpu($d) => $e,
+        }
+    };
+}
+
+impl Backend for Device {
+    fn caps(&self) -> &Caps {
+        each!(self, d => d.caps())
+    }
+
+    async fn allocate(&mut self, weights: &[WeightSpec]) -> Result<(), BackendError> {
+        each!(self, d => d.allocate(weights).await)
+    }
+
+    fn write_weight(
+        &mut self,
+        id: WeightId,
+        part: WeightPart,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
+        each!(self, d => d.write_weight(id, part, offset, bytes))
+    }
+
+    async fn prepare(&mut self, plan: &Plan, options: RunOptions) -> Result<(), BackendError> {
+        each!(self, d => d.prepare(plan, options).await)
+    }
+
+    async fn forward(&mut self, step: Step<'_>) -> Result<(), BackendError> {
+        each!(self, d => d.forward(step).await)
+    }
+
+    async fn logits(&mut self) -> Result<Vec<f32>, BackendError> {
+        each!(self, d => d.logits().await)
+    }
+
+    async fn decode(&mut self, decode: Decode<'_>) -> Result<Vec<u32>, BackendError> {
+        each!(self, d => d.decode(decode).await)
+    }
+
+    fn set_history(&mut self, tokens: &[u32]) {
+        each!(self, d => d.set_history(tokens))
+    }
+
+    async fn trace(
+        &mut self,
+        step: Step<'_>,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), BackendError> {
+        each!(self, d => d.trace(step, sink).await)
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        each!(self, d => d.allocated_bytes())
+    }
+}

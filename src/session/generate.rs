@@ -1,0 +1,587 @@
+//! [`Session`] and [`Generation`]: from a prompt to text, one step at a time.
+//!
+//! A generation is pulled: each [`Session::next`] does a bounded piece of work (a chunk of the
+//! prompt, or a few tokens) and returns. Whoever drives it can show progress, stop it by not
+//! calling again, and keep an event loop alive. The KV cache stays valid whenever it is left.
+
+use super::device::Device;
+use super::info::ModelInfo;
+use super::stop::StopFilter;
+use super::transcript::Transcript;
+use crate::backend::{Backend, Decode, Outputs, Step};
+use crate::cpu::sample;
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::sampling::Sampling;
+use crate::tokenizer::{DecodeStream, Message, Tokenizer, TokenizerError};
+use web_time::Instant;
+
+/// What a generation starts from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Text to go on from.
+    Text(String),
+    /// A conversation, in the model's own chat template.
+    Chat(Vec<Message>),
+    /// Token ids as they are.
+    Ids(Vec<u32>),
+}
+
+/// What is wanted of a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Where to start.
+    pub prompt: Prompt,
+    /// Most tokens to write; `None`: until the text ends or the context is full.
+    pub max_tokens: Option<u32>,
+    /// How to draw.
+    pub sampling: Sampling,
+    /// Strings that end the text; they are not shown.
+    pub stop: Vec<String>,
+    /// Write on past the model's end-of-text tokens.
+    pub ignore_eos: bool,
+    /// For each token its log-probability and those of this many alternatives (0: only its own).
+    pub logprobs: Option<usize>,
+}
+
+impl Request {
+    /// Continues `text`, with the defaults.
+    pub fn text(text: impl Into<String>) -> Self {
+        Request::new(Prompt::Text(text.into()))
+    }
+
+    /// Answers a conversation, with the defaults.
+    pub fn chat(messages: Vec<Message>) -> Self {
+        Request::new(Prompt::Chat(messages))
+    }
+
+    /// Continues `prompt`, with the defaults.
+    pub fn new(prompt: Prompt) -> Self {
+        Request {
+            prompt,
+            max_tokens: None,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+        }
+    }
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it.
+    Eos,
+    /// A stop string was found.
+    Stop,
+    /// `max_tokens` were written.
+    Length,
+    /// The KV cache is full.
+    ContextFull,
+}
+
+impl FinishReason {
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            FinishReason::Eos => "eos",
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::ContextFull => "context_full",
+        }
+    }
+}
+
+/// A token and the natural logarithm of its probability before temperature and truncation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub id: u32,
+    /// ln p.
+    pub logprob: f32,
+}
+
+/// New text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Piece {
+    /// Text to show; empty while a character or a possible stop string is incomplete.
+    pub text: String,
+    /// Tokens drawn for it.
+    pub ids: Vec<u32>,
+    /// For each of them, itself and then the alternatives, likeliest first (if asked for).
+    pub logprobs: Vec<Vec<Logprob>>,
+}
+
+/// Token counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of them, found in the KV cache.
+    pub cached_tokens: usize,
+    /// Tokens drawn.
+    pub completion_tokens: usize,
+}
+
+/// Durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Running the prompt (without its cached tokens).
+    pub prefill_ms: f64,
+    /// From the start to the first token.
+    pub first_token_ms: f64,
+    /// Drawing the tokens after the first.
+    pub decode_ms: f64,
+}
+
+/// The end of a generation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Completion {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// Token counts.
+    pub usage: Usage,
+    /// Durations.
+    pub timings: Timings,
+}
+
+impl Completion {
+    /// Prompt tokens a second, without the cached ones.
+    pub fn prefill_tok_s(&self) -> f64 {
+        let tokens = self.usage.prompt_tokens - self.usage.cached_tokens;
+        per_second(tokens, self.timings.prefill_ms)
+    }
+
+    /// Tokens a second after the first.
+    pub fn decode_tok_s(&self) -> f64 {
+        per_second(self.usage.completion_tokens.saturating_sub(1), self.timings.decode_ms)
+    }
+}
+
+fn per_second(tokens: usize, ms: f64) -> f64 {
+    if ms > 0.0 { tokens as f64 * 1000.0 / ms } else { 0.0 }
+}
+
+/// What a step of a generation brought.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A part of the prompt was run.
+    Prefill {
+        /// Prompt tokens in the cache.
+        done: usize,
+        /// Prompt tokens.
+        total: usize,
+    },
+    /// New text.
+    Text(Piece),
+    /// The text has ended.
+    Finished(Completion),
+}
+
+/// A generation under way. Drop it to stop.
+pub struct Generation {
+    request: Request,
+    prompt: Vec<u32>,
+    /// Prompt tokens in the cache; the rest is still to be run.
+    fed: usize,
+    cached_tokens: usize,
+    /// The last drawn token, which is not in the cache yet.
+    pending: Option<u32>,
+    drawn: usize,
+    text: DecodeStream,
+    filter: StopFilter,
+    eos: Vec<u32>,
+    started: Instant,
+    prefilled: Option<Instant>,
+    first: Option<Instant>,
+    finished: Option<FinishReason>,
+    ended: bool,
+}
+
+impl Generation {
+    /// Ids of the prompt.
+    pub fn prompt_ids(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    fn completion(&self, reason: FinishReason) -> Completion {
+        let ms = |from: Instant, to: Option<Instant>| {
+            to.map_or(0.0, |to| to.duration_since(from).as_secs_f64() * 1e3)
+        };
+        Completion {
+            reason,
+            usage: Usage {
+                prompt_tokens: self.prompt.len(),
+                cached_tokens: self.cached_tokens,
+                completion_tokens: self.drawn,
+            },
+            timings: Timings {
+                prefill_ms: ms(self.started, self.prefilled),
+                first_token_ms: ms(self.started, self.first),
+                decode_ms: self.first.map_or(0.0, |t| ms(t, Some(Instant::now()))),
+            },
+        }
+    }
+}
+
+/// A model on a machine, with its KV cache.
+pub struct Session {
+    device: Device,
+    plan: Plan,
+    info: ModelInfo,
+    tokenizer: Result<Tokenizer, TokenizerError>,
+    context: u32,
+    chunk: u32,
+    /// The tokens in the KV cache.
+    cached: Vec<u32>,
+    transcript: Transcript,
+}
+
+impl Session {
+    pub(super) fn new(
+        device: Device,
+        plan: Plan,
+        info: ModelInfo,
+        tokenizer: Result<Tokenizer, TokenizerError>,
+        chunk: u32,
+    ) -> Self {
+        let context = info.context;
+        Session {
+            device,
+            plan,
+            info,
+            tokenizer,
+            context,
+            chunk,
+            cached: Vec::new(),
+            transcript: Transcript::default(),
+        }
+    }
+
+    /// Facts about the model.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// The machine.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The forward pass.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// A model may load without a usable tokenizer; this says what is wrong with it.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        self.tokenizer.as_ref().map_err(|e| Error::Tokenizer(e.clone()))
+    }
+
+    /// Tokens in the KV cache.
+    pub fn cached(&self) -> &[u32] {
+        &self.cached
+    }
+
+    /// Forgets the KV cache.
+    pub fn reset(&mut self) {
+        self.cached.clear();
+        self.transcript = Transcript::default();
+    }
+
+    /// The ids a prompt becomes, and its text.
+    ///
+    /// # Errors
+    /// Tokenizer and template errors; ids outside the vocabulary.
+    pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, String), Error> {
+        let (ids, text) = match prompt {
+            Prompt::Text(text) => {
+                let tokenizer = self.tokenizer()?;
+                (tokenizer.encode(text, tokenizer.add_bos())?, text.clone())
+            }
+            Prompt::Chat(messages) => {
+                let tokenizer = self.tokenizer()?;
+                let mut text = tokenizer.render_chat(messages, true)?;
+                // Most templates write the beginning-of-text token themselves.
+                if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+                    let bos = String::from_utf8_lossy(tokenizer.token_bytes(bos).unwrap_or(&[]));
+                    if !text.starts_with(&*bos) {
+                        text.insert_str(0, &bos);
+                    }
+                }
+                (self.transcript.encode(tokenizer, &text)?, text)
+            }
+            Prompt::Ids(ids) => (ids.clone(), String::new()),
+        };
+        check_ids(&ids, self.plan.vocab)?;
+        Ok((ids, text))
+    }
+
+    /// Begins a generation. Nothing is computed yet.
+    ///
+    /// # Errors
+    /// Arguments out of range, an empty prompt, a prompt longer than the context.
+    pub fn start(&mut self, request: Request) -> Result<Generation, Error> {
+        request.sampling.validate()?;
+        let invalid = |reason: &str| Err(Error::InvalidArgument { reason: reason.to_string() });
+        if request.max_tokens == Some(0) {
+            return invalid("max_tokens must be at least 1");
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return invalid("a stop string must not be empty");
+        }
+        if request.logprobs.is_some_and(|n| n > 100) {
+            return invalid("logprobs must be at most 100");
+        }
+        let (prompt, prompt_text) = self.encode(&request.prompt)?;
+        if prompt.is_empty() {
+            return invalid("the prompt is empty");
+        }
+        if prompt.len() > self.context as usize {
+            return Err(Error::ContextFull { prompt_tokens: prompt.len(), context: self.context });
+        }
+        let (text, mut eos) = match &self.tokenizer {
+            Ok(t) => (t.decode_stream(), t.eos_ids().to_vec()),
+            Err(_) if matches!(request.prompt, Prompt::Ids(_)) => {
+                (DecodeStream::without_tokenizer(), Vec::new())
+            }
+            Err(e) => return Err(Error::Tokenizer(e.clone())),
+        };
+        if request.ignore_eos {
+            eos.clear();
+        }
+        // The last prompt token is run even when it is cached: its logits are needed.
+        let common = self.cached.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let fed = common.min(prompt.len() - 1);
+        self.cached.truncate(fed);
+        self.device.set_history(&self.cached);
+        self.transcript = Transcript::new(&prompt_text, prompt.clone());
+        Ok(Generation {
+            filter: StopFilter::new(request.stop.clone()),
+            request,
+            prompt,
+            fed,
+            cached_tokens: fed,
+            pending: None,
+            drawn: 0,
+            text,
+            eos,
+            started: Instant::now(),
+            prefilled: None,
+            first: None,
+            finished: None,
+            ended: false,
+        })
+    }
+
+    /// Does the next piece of work: a chunk of the prompt, or a few tokens.
+    /// After [`Event::Finished`] it returns that again.
+    ///
+    /// # Errors
+    /// Device errors. The generation cannot go on then, but the session can start another.
+    pub async fn next(&mut self, g: &mut Generation) -> Result<Event, Error> {
+        let result = self.advance(g).await;
+        if result.is_err() {
+            // What the cache holds after a failed step is not known.
+            self.cached.clear();
+        }
+        result
+    }
+
+    async fn advance(&mut self, g: &mut Generation) -> Result<Event, Error> {
+        if g.fed < g.prompt.len() {
+            return self.prefill(g).await;
+        }
+        if let Some(reason) = g.finished {
+            if !g.ended {
+                g.ended = true;
+                let rest = g.text.finish();
+                let (mut text, _) = g.filter.push(&rest);
+                text += &g.filter.finish();
+                if reason != FinishReason::Stop && !text.is_empty() {
+                    return Ok(Event::Text(Piece { text, ..Piece::default() }));
+                }
+            }
+            return Ok(Event::Finished(g.completion(reason)));
+        }
+        let wanted = g.request.max_tokens.map_or(u32::MAX, |m| m - g.drawn as u32);
+        // Each drawn token but the last is fed, and so is the pending one.
+        let room = self.context - self.cached.len() as u32 + u32::from(g.pending.is_none());
+        if room == 0 {
+            g.finished = Some(FinishReason::ContextFull);
+            return Box::pin(self.advance(g)).await;
+        }
+        let piece = match g.request.logprobs {
+            None => self.draw(g, wanted.min(room)).await?,
+            Some(alternatives) => self.draw_with_logprobs(g, alternatives).await?,
+        };
+        Ok(Event::Text(piece))
+    }
+
+    async fn prefill(&mut self, g: &mut Generation) -> Result<Event, Error> {
+        let end = g.prompt.len().min(g.fed + self.chunk as usize);
+        let last = end == g.prompt.len();
+        let step = Step {
+            tokens: &g.prompt[g.fed..end],
+            pos: g.fed as u32,
+            outputs: if last { Outputs::Last } else { Outputs::None },
+        };
+        self.device.forward(step).await?;
+        self.cached.extend_from_slice(&g.prompt[g.fed..end]);
+        g.fed = end;
+        if last {
+            g.prefilled = Some(Instant::now());
+        }
+        Ok(Event::Prefill { done: end, total: g.prompt.len() })
+    }
+
+    /// Draws a burst on the device.
+    async fn draw(&mut self, g: &mut Generation, most: u32) -> Result<Piece, Error> {
+        // The first tokens come one by one, so that something is seen soon.
+        let burst = if g.drawn < 2 { 1 } else { self.device.burst() };
+        let decode = Decode {
+            feed: g.pending,
+            pos: self.cached.len() as u32,
+            count: burst.min(most),
+            sampling: &g.request.sampling,
+            stop: &g.eos,
+        };
+        let ids = self.device.decode(decode).await?;
+        self.cached.extend(g.pending);
+        self.cached.extend_from_slice(&ids[..ids.len().saturating_sub(1)]);
+        let mut piece = Piece::default();
+        for id in ids {
+            self.take(g, id, &mut piece);
+        }
+        Ok(piece)
+    }
+
+    /// Draws one token on the host, from logits that are read back.
+    async fn draw_with_logprobs(
+        &mut self,
+        g: &mut Generation,
+        alternatives: usize,
+    ) -> Result<Piece, Error> {
+        if let Some(id) = g.pending {
+            let pos = self.cached.len() as u32;
+            self.device.forward(Step { tokens: &[id], pos, outputs: Outputs::Last }).await?;
+            self.cached.push(id);
+        }
+        let logits = self.device.logits().await?;
+        let pos = self.cached.len() as u32;
+        let id = sample(&logits, &self.cached, pos, &g.request.sampling);
+        let mut piece =
+            Piece { logprobs: vec![logprobs(&logits, id, alternatives)], ..Piece::default() };
+        self.take(g, id, &mut piece);
+        Ok(piece)
+    }
+
+    /// Takes a drawn token into the text.
+    fn take(&mut self, g: &mut Generation, id: u32, piece: &mut Piece) {
+        if g.finished.is_some() {
+            return;
+        }
+        g.first.get_or_insert_with(Instant::now);
+        g.drawn += 1;
+        g.pending = Some(id);
+        piece.ids.push(id);
+        if let Ok(tokenizer) = &self.tokenizer {
+            self.transcript.push(tokenizer, id);
+        }
+        if g.eos.contains(&id) {
+            g.finished = Some(FinishReason::Eos);
+            return;
+        }
+        let (text, stopped) = g.filter.push(&g.text.push(id));
+        piece.text += &text;
+        if stopped {
+            g.finished = Some(FinishReason::Stop);
+        } else if g.request.max_tokens.is_some_and(|m| g.drawn >= m as usize) {
+            g.finished = Some(FinishReason::Length);
+        }
+    }
+
+    /// The logits of every position of `ids`, `[T, V]` row after row. The KV cache is overwritten.
+    ///
+    /// # Errors
+    /// No ids, ids out of range, more ids than the context holds; device errors.
+    pub async fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        let mut all = Vec::new();
+        self.each_logits(ids, |rows| all.extend_from_slice(rows)).await?;
+        Ok(all)
+    }
+
+    /// As [`Session::logits`], chunk by chunk: `sink` gets some rows at a time.
+    ///
+    /// # Errors
+    /// As for [`Session::logits`].
+    pub async fn each_logits(
+        &mut self,
+        ids: &[u32],
+        mut sink: impl FnMut(&[f32]),
+    ) -> Result<(), Error> {
+        check_ids(ids, self.plan.vocab)?;
+        if ids.is_empty() {
+            return Err(Error::InvalidArgument { reason: "no token ids were given".to_string() });
+        }
+        if ids.len() > self.context as usize {
+            return Err(Error::ContextFull { prompt_tokens: ids.len(), context: self.context });
+        }
+        self.cached.clear();
+        for (i, tokens) in ids.chunks(self.chunk as usize).enumerate() {
+            let pos = i as u32 * self.chunk;
+            self.device.forward(Step { tokens, pos, outputs: Outputs::All }).await?;
+            sink(&self.device.logits().await?);
+        }
+        self.cached.extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Runs `ids` from an empty cache and shows the output of every operation to `sink`: index in
+    /// [`Plan::ops`], values.
+    ///
+    /// # Errors
+    /// As for [`Session::logits`]; the ids must fit one chunk.
+    pub async fn trace(
+        &mut self,
+        ids: &[u32],
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        check_ids(ids, self.plan.vocab)?;
+        self.cached.clear();
+        Ok(self.device.trace(Step { tokens: ids, pos: 0, outputs: Outputs::All }, sink).await?)
+    }
+}
+
+fn check_ids(ids: &[u32], vocab: u32) -> Result<(), Error> {
+    match ids.iter().find(|&&id| id >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::InvalidArgument {
+            reason: format!("token id {id} is outside the vocabulary of {vocab}"),
+        }),
+    }
+}
+
+/// ln p of `id`, then of the `alternatives` likeliest tokens.
+fn logprobs(logits: &[f32], id: u32, alternatives: usize) -> Vec<Logprob> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+    let logprob = |id: u32| Logprob {
+        id,
+        logprob: logits.get(id as usize).map_or(f32::NAN, |&l| l - max - sum.ln() as f32),
+    };
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let by_logit =
+        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let n = alternatives.min(order.len());
+    if n > 0 && n < order.len() {
+        order.select_nth_unstable_by(n - 1, by_logit);
+    }
+    order.truncate(n);
+    order.sort_unstable_by(by_logit);
+    std::iter::once(id).chain(order).map(logprob).collect()
+}

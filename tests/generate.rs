@@ -1,0 +1,229 @@
+//! Sessions on the embedded default model: transcripts, stopping, cache reuse, limits.
+//!
+//! `UPDATE_GOLDEN=1 cargo test --test generate` rewrites the transcripts.
+
+use bitnet_rust::error::Error;
+use bitnet_rust::sampling::Sampling;
+use bitnet_rust::session::{
+    Completion, Device, DeviceChoice, DeviceOptions, Event, FinishReason, LoadOptions, Phase,
+    Prompt, Request, Session, files,
+};
+use bitnet_rust::tokenizer::Message;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn model() -> PathBuf {
+    root().join("models/tales.gguf")
+}
+
+fn open(choice: DeviceChoice) -> Option<Device> {
+    let options = DeviceOptions { choice, ..DeviceOptions::default() };
+    match pollster::block_on(Device::open(&options)) {
+        Ok((device, _)) => Some(device),
+        Err(e) if std::env::var_os("REQUIRE_GPU").is_none() => {
+            eprintln!("skipped, no GPU: {e}");
+            None
+        }
+        Err(e) => panic!("REQUIRE_GPU is set, but {e}"),
+    }
+}
+
+fn session_with(options: LoadOptions) -> Session {
+    let device = open(DeviceChoice::Cpu).unwrap();
+    files::load_on(device, &model(), &options, &mut |_| true).unwrap()
+}
+
+fn session() -> Session {
+    session_with(LoadOptions::default())
+}
+
+/// Runs a request to its end: text, ids, result.
+fn run(session: &mut Session, request: Request) -> (String, Vec<u32>, Completion) {
+    let mut generation = session.start(request).unwrap();
+    let (mut text, mut ids) = (String::new(), Vec::new());
+    loop {
+        match pollster::block_on(session.next(&mut generation)).unwrap() {
+            Event::Prefill { .. } => {}
+            Event::Text(piece) => {
+                text += &piece.text;
+                ids.extend(piece.ids);
+            }
+            Event::Finished(completion) => return (text, ids, completion),
+        }
+    }
+}
+
+fn greedy(prompt: &str, max_tokens: u32) -> Request {
+    Request { max_tokens: Some(max_tokens), sampling: Sampling::greedy(), ..Request::text(prompt) }
+}
+
+fn sampled(prompt: &str, seed: u64) -> Request {
+    Request {
+        max_tokens: Some(48),
+        sampling: Sampling { seed, ..Sampling::default() },
+        ..Request::text(prompt)
+    }
+}
+
+fn golden(name: &str, text: &str) {
+    let path = root().join("tests/golden/generate").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{name}");
+}
+
+fn transcripts(choice: DeviceChoice) {
+    let Some(device) = open(choice) else { return };
+    let options = LoadOptions::default();
+    let mut session = files::load_on(device, &model(), &options, &mut |_| true).unwrap();
+    let (text, _, _) = run(&mut session, greedy("Once upon a time", 64));
+    golden("greedy.txt", &text);
+    let (text, _, _) = run(&mut session, sampled("The old king", 7));
+    golden("sampled-seed-7.txt", &text);
+}
+
+#[test]
+fn transcripts_cpu() {
+    transcripts(DeviceChoice::Cpu);
+}
+
+#[test]
+fn a_seed_repeats_and_another_differs() {
+    let mut s = session();
+    let first = run(&mut s, sampled("Once", 1)).1;
+    assert_eq!(run(&mut s, sampled("Once", 1)).1, first);
+    assert_ne!(run(&mut s, sampled("Once", 2)).1, first);
+}
+
+#[test]
+fn chunks_of_the_prompt_do_not_change_the_text() {
+    // Longer than one chunk of the CPU (128 tokens).
+    let prompt = "There was once a miller who had three sons, and a cat. ".repeat(14);
+    let mut s = session();
+    let (_, long, end) = run(&mut s, greedy(&prompt, 12));
+    assert!(end.usage.prompt_tokens > 130);
+    // The same, with all but one token of the prompt already in the cache.
+    let (_, again, end) = run(&mut s, greedy(&prompt, 12));
+    assert_eq!(end.usage.cached_tokens, end.usage.prompt_tokens - 1);
+    assert_eq!(long, again);
+}
+
+#[test]
+fn a_chat_reuses_the_cache_between_turns() {
+    let mut s = session();
+    let mut messages = vec![Message::new("user", "Tell me a story about a fox and a crow.")];
+    let request = |messages: &[Message]| Request {
+        max_tokens: Some(24),
+        sampling: Sampling::greedy(),
+        ..Request::chat(messages.to_vec())
+    };
+    let (answer, _, first) = run(&mut s, request(&messages));
+    messages.push(Message::new("assistant", &answer));
+    messages.push(Message::new("user", "And then?"));
+    let (_, _, second) = run(&mut s, request(&messages));
+    // Prompt and answer, but for the last token of the answer, which was never fed.
+    let known = first.usage.prompt_tokens + first.usage.completion_tokens - 1;
+    assert_eq!(second.usage.cached_tokens, known, "{second:?}");
+}
+
+#[test]
+fn stop_strings_end_the_text_and_are_not_shown() {
+    let mut s = session();
+    let (text, _, _) = run(&mut s, greedy("Once upon a time", 64));
+    let word = text.split_whitespace().nth(8).unwrap().to_string();
+    let request = Request { stop: vec![word.clone()], ..greedy("Once upon a time", 64) };
+    let (stopped, _, end) = run(&mut s, request);
+    assert_eq!(end.reason, FinishReason::Stop);
+    assert_eq!(stopped, text[..text.find(&word).unwrap()]);
+}
+
+#[test]
+fn a_full_context_ends_the_text() {
+    let mut s = session_with(LoadOptions { context: Some(32), ..LoadOptions::default() });
+    let request = Request { ignore_eos: true, ..greedy("Once upon a time", 1000) };
+    let (_, ids, end) = run(&mut s, request);
+    assert_eq!(end.reason, FinishReason::ContextFull);
+    // The last token is drawn from a full cache, and not fed.
+    assert_eq!(end.usage.prompt_tokens + ids.len(), 33);
+}
+
+#[test]
+fn an_abandoned_generation_leaves_the_session_usable() {
+    let mut s = session();
+    let (whole, _, _) = run(&mut s, greedy("Once upon a time", 16));
+    s.reset();
+    let mut generation = s.start(greedy("The wolf said to the", 64)).unwrap();
+    for _ in 0..4 {
+        pollster::block_on(s.next(&mut generation)).unwrap();
+    }
+    drop(generation);
+    assert_eq!(run(&mut s, greedy("Once upon a time", 16)).0, whole);
+}
+
+#[test]
+fn logprobs_are_those_of_the_logits() {
+    let mut s = session();
+    let mut generation =
+        s.start(Request { logprobs: Some(3), ..greedy("Once upon a time", 4) }).unwrap();
+    let mut seen = 0;
+    loop {
+        match pollster::block_on(s.next(&mut generation)).unwrap() {
+            Event::Text(piece) => {
+                for (id, list) in piece.ids.iter().zip(&piece.logprobs) {
+                    // The token itself, then the three likeliest, of which greedy takes the first.
+                    assert_eq!(list.len(), 4);
+                    assert_eq!((list[0].id, list[1].id), (*id, *id));
+                    assert!(list[1].logprob >= list[2].logprob && list[0].logprob < 0.0);
+                    let mass: f32 = list[1..].iter().map(|l| l.logprob.exp()).sum();
+                    assert!(mass <= 1.0);
+                    seen += 1;
+                }
+            }
+            Event::Finished(_) => break,
+            Event::Prefill { .. } => {}
+        }
+    }
+    assert_eq!(seen, 4);
+    let with = {
+        let request = Request { logprobs: Some(0), ..sampled("The old king", 7) };
+        run(&mut s, request).1
+    };
+    assert_eq!(with, run(&mut s, sampled("The old king", 7)).1);
+}
+
+#[test]
+fn requests_out_of_range_are_refused() {
+    let mut s = session_with(LoadOptions { context: Some(16), ..LoadOptions::default() });
+    let mut code = |request: Request| s.start(request).err().expect("an error").code();
+    assert_eq!(code(greedy("x", 0)), "invalid_argument");
+    let cold = Sampling { temperature: -1.0, ..Sampling::default() };
+    assert_eq!(code(Request { sampling: cold, ..Request::text("x") }), "invalid_argument");
+    assert_eq!(code(Request { stop: vec![String::new()], ..greedy("x", 1) }), "invalid_argument");
+    assert_eq!(code(Request::new(Prompt::Ids(vec![]))), "invalid_argument");
+    assert_eq!(code(Request::new(Prompt::Ids(vec![4096]))), "invalid_argument");
+    assert_eq!(code(Request::new(Prompt::Ids(vec![5; 17]))), "context_full");
+    assert_eq!(run(&mut s, Request::new(Prompt::Ids(vec![5; 16]))).1.len(), 1);
+}
+
+#[test]
+fn loading_can_be_cancelled_and_shows_its_progress() {
+    let device = || open(DeviceChoice::Cpu).unwrap();
+    let (mut last, mut phases) = (0, Vec::new());
+    files::load_on(device(), &model(), &LoadOptions::default(), &mut |p| {
+        assert!(p.done_bytes >= last);
+        last = p.done_bytes;
+        assert_eq!(p.total_bytes, Some(std::fs::metadata(model()).unwrap().len()));
+        phases.push(p.phase);
+        true
+    })
+    .unwrap();
+    assert_eq!(last, std::fs::metadata(model()).unwrap().len());
+    assert_eq!(phases.last(), Some(&Phase::Prepare));
+    let result = files::load_on(device(), &model(), &LoadOptions::default(), &mut |_| false);
+    assert!(matches!(result.err(), Some(Error::Cancelled)));
+}
