@@ -227,3 +227,20 @@ fn loading_can_be_cancelled_and_shows_its_progress() {
     let result = files::load_on(device(), &model(), &LoadOptions::default(), &mut |_| false);
     assert!(matches!(result.err(), Some(Error::Cancelled)));
 }
+
+#[test]
+fn windows_of_an_evaluation_count_every_token_once() {
+    use bitnet_rust::session::eval::evaluate;
+    let text = "Once upon a time there was a king who had three daughters. ".repeat(12);
+    let run = |context| {
+        let mut s = session_with(LoadOptions { context: Some(context), ..LoadOptions::default() });
+        pollster::block_on(evaluate(&mut s, &text, &mut |_, _| true)).unwrap()
+    };
+    let (whole, windows) = (run(512), run(48));
+    assert_eq!((whole.tokens, whole.chars), (windows.tokens, windows.chars));
+    assert_eq!(whole.chars, text.chars().count());
+    // The repeated sentence is easy to predict from the one before it, so less context costs
+    // something, and both are far better than chance (ln 4096 = 8.3).
+    assert!(whole.nats_per_token() < windows.nats_per_token());
+    assert!(windows.nats_per_token() < 4.0, "{windows:?}");
+}

@@ -25,6 +25,7 @@
 //! May import: floors 0 to 3.
 
 mod device;
+pub mod eval;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod files;
 mod generate;

@@ -1,0 +1,88 @@
+//! How well a model predicts a text: the measure by which formats, backends and models compare.
+
+use super::generate::Session;
+use crate::error::Error;
+
+/// The outcome of [`evaluate`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// Tokens that were predicted.
+    pub tokens: usize,
+    /// Characters (Unicode scalar values) they stand for.
+    pub chars: usize,
+    /// Sum of −ln p of the tokens.
+    pub nats: f64,
+}
+
+impl Evaluation {
+    /// Mean −ln p of a token.
+    pub fn nats_per_token(&self) -> f64 {
+        self.nats / self.tokens.max(1) as f64
+    }
+
+    /// Mean −log₂ p of a character: comparable between vocabularies.
+    pub fn bits_per_char(&self) -> f64 {
+        self.nats / std::f64::consts::LN_2 / self.chars.max(1) as f64
+    }
+
+    /// `exp(nats_per_token)`.
+    pub fn perplexity(&self) -> f64 {
+        self.nats_per_token().exp()
+    }
+}
+
+/// Predicts every token of `text` from the tokens before it.
+///
+/// Texts longer than the context are read in windows that overlap by half: each token is counted
+/// once, and (but for the first window) with at least half a context before it.
+/// `on_progress` is told how many tokens of how many are done, and returns whether to go on.
+///
+/// # Errors
+/// A text of fewer than two tokens; tokenizer and device errors; [`Error::Cancelled`].
+pub async fn evaluate(
+    session: &mut Session,
+    text: &str,
+    on_progress: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Evaluation, Error> {
+    let tokenizer = session.tokenizer()?;
+    let bos = tokenizer.add_bos() && tokenizer.bos().is_some();
+    let ids = tokenizer.encode(text, bos)?;
+    if ids.len() < 2 {
+        let reason = "the text is too short: at least two tokens are needed".to_string();
+        return Err(Error::InvalidArgument { reason });
+    }
+    // Without a beginning-of-text token nothing predicts the first one.
+    let unseen = if bos { String::new() } else { tokenizer.decode(&ids[..1], false)? };
+    let chars = text.chars().count().saturating_sub(unseen.chars().count());
+    let mut result = Evaluation { tokens: ids.len() - 1, chars, nats: 0.0 };
+    let (context, vocab) = (session.info().context as usize, session.info().vocab_size as usize);
+    let mut counted = 1;
+    while counted < ids.len() {
+        let start = if counted == 1 { 0 } else { counted - context / 2 };
+        let end = ids.len().min(start + context);
+        let window = &ids[start..end];
+        let mut at = start;
+        session
+            .each_logits(window, |rows| {
+                for row in rows.chunks_exact(vocab) {
+                    at += 1;
+                    if at >= counted && at < end {
+                        result.nats += surprise(row, ids[at]);
+                    }
+                }
+            })
+            .await?;
+        counted = end;
+        if !on_progress(counted - 1, ids.len() - 1) {
+            return Err(Error::Cancelled);
+        }
+    }
+    Ok(result)
+}
+
+/// −ln softmax(logits)\[id\].
+fn surprise(logits: &[f32], id: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+    sum.ln() - f64::from(logits[id as usize] - max)
+}
