@@ -175,3 +175,32 @@ fn k_quants_are_near_the_weights_they_were_made_of() {
         assert!(relative < bound, "{name}: {relative}");
     }
 }
+
+#[test]
+fn q6_k_is_encoded_as_the_reference_does() {
+    let gguf = load("llama158-mini/gguf/llama158-mini-TQ2_0-q6k.gguf");
+    let hf = load("llama158-mini/hf-packed-bitlinear/model.safetensors");
+    let (want, from) = (&gguf["output.weight"], &hf["lm_head.weight"]);
+    let mut got = Vec::new();
+    dense::Rows::new(dense::Source::BF16, from.k).unwrap().to_q6_k(&from.bytes, &mut got).unwrap();
+    assert_eq!(got.len(), want.bytes.len());
+    let wrong = got.chunks(210).zip(want.bytes.chunks(210)).filter(|(a, b)| a != b).count();
+    assert_eq!(wrong, 0, "of {} blocks", got.len() / 210);
+}
+
+#[test]
+fn ternary_floats_are_recognised() {
+    let tq1 = load("qwen3-mini/gguf/qwen3-mini-TQ1_0.gguf");
+    let ternary = decode(&tq1["blk.0.ffn_up.weight"]);
+    let (n, k) = (ternary.n, ternary.k);
+    let mut bytes: Vec<u8> = ternary.to_f32().iter().flat_map(|w| w.to_le_bytes()).collect();
+    let exact = absmean::decode_exact(dense::Source::F32, &bytes, n, k).unwrap().unwrap();
+    assert_eq!(exact.codes, ternary.codes);
+    assert_eq!(exact.to_f32(), ternary.to_f32());
+    // The absmean rule would find the same codes, but a scale that is too small by the zeros' share.
+    let absmean = absmean::decode(dense::Source::F32, &bytes, n, k).unwrap();
+    assert_eq!(absmean.codes, ternary.codes);
+    assert!(absmean.row_scales[0] < 0.95 * exact.row_scales[0]);
+    bytes[4..8].copy_from_slice(&0.123f32.to_le_bytes());
+    assert_eq!(absmean::decode_exact(dense::Source::F32, &bytes, n, k), Ok(None));
+}

@@ -104,10 +104,12 @@ impl Source {
                 blocks.zip(out.chunks_exact_mut(elems)).for_each(|(b, out)| block(b, out));
             }
         }
-        match out.iter().position(|w| !w.is_finite()) {
-            None => Ok(()),
-            Some(column) => Err(TernaryError::Value { into: "f32", row, column, got: out[column] }),
+        // Without an early exit the common case is one fast pass.
+        if out.iter().fold(true, |all, w| all & w.is_finite()) {
+            return Ok(());
         }
+        let column = out.iter().position(|w| !w.is_finite()).unwrap_or(0);
+        Err(TernaryError::Value { into: "f32", row, column, got: out[column] })
     }
 }
 
@@ -188,13 +190,47 @@ impl Rows {
                     values.extend_from_slice(&block[2..]);
                     continue;
                 }
-                let (d, q) = quantize_q8_0(w);
-                if !d.is_finite() {
-                    let got = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-                    return Err(TernaryError::Value { into: "Q8_0", row: r, column: i * 32, got });
-                }
+                let (d, q) = checked_q8_0(w, r, i * 32)?;
                 scales.extend(d.to_le_bytes());
                 values.extend(q.map(|q| q as u8));
+            }
+            Ok(())
+        })
+    }
+
+    /// Appends the next rows as Q8_0 blocks.
+    ///
+    /// # Errors
+    /// As [`Rows::to_q8`].
+    pub fn to_q8_0(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), TernaryError> {
+        let (mut values, mut scales) = (Vec::new(), Vec::new());
+        self.to_q8(bytes, &mut values, &mut scales)?;
+        for (d, q) in scales.chunks_exact(2).zip(values.chunks_exact(32)) {
+            out.extend_from_slice(d);
+            out.extend_from_slice(q);
+        }
+        Ok(())
+    }
+
+    /// Appends the next rows as Q6_K blocks.
+    ///
+    /// # Errors
+    /// [`TernaryError`] when `bytes` are not whole rows, rows are no multiple of 256, or a weight
+    /// is not finite or does not fit.
+    pub fn to_q6_k(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), TernaryError> {
+        let k = self.f32.len();
+        if !k.is_multiple_of(256) {
+            let reason = "rows are not a multiple of 256".into();
+            return Err(TernaryError::Shape { layout: "Q6_K", n: 1, k, reason });
+        }
+        self.each(bytes, |row, w| {
+            for (i, w) in w.as_chunks::<256>().0.iter().enumerate() {
+                let block = super::q6_k::quantize(w);
+                if !f16::from_le_bytes([block[208], block[209]]).is_finite() {
+                    let got = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+                    return Err(TernaryError::Value { into: "Q6_K", row, column: i * 256, got });
+                }
+                out.extend(block);
             }
             Ok(())
         })
@@ -216,14 +252,26 @@ impl Rows {
     }
 }
 
+fn checked_q8_0(w: &[f32], row: usize, column: usize) -> Result<(f16, [i8; 32]), TernaryError> {
+    let (d, q) = quantize_q8_0(w);
+    if d.is_finite() {
+        return Ok((d, q));
+    }
+    let got = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+    Err(TernaryError::Value { into: "Q8_0", row, column, got })
+}
+
 /// Rounds 32 weights as Q8_0: scale and values.
-pub fn quantize_q8_0(w: &[f32]) -> (f16, [i8; 32]) {
+fn quantize_q8_0(w: &[f32]) -> (f16, [i8; 32]) {
     let max = w.iter().fold(0.0f32, |m, w| m.max(w.abs()));
     let d = max / 127.0;
     let id = if d == 0.0 { 0.0 } else { 1.0 / d };
     let mut q = [0; 32];
     for (q, w) in q.iter_mut().zip(w) {
-        *q = (w * id).round() as i8;
+        // Half away from zero, without the call that `round` is where SSE4.1 is not assumed.
+        let (x, whole) = (w * id, (w * id) as i32);
+        let rest = x - whole as f32;
+        *q = (whole + i32::from(rest >= 0.5) - i32::from(rest <= -0.5)) as i8;
     }
     (f16::from_f32(d), q)
 }

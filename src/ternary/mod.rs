@@ -49,6 +49,7 @@ pub mod iq2_bn;
 pub mod ptq1_0;
 pub mod q1_0;
 pub mod q2_0;
+mod q6_k;
 pub mod tq1_0;
 pub mod tq2_0;
 
