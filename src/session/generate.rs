@@ -79,6 +79,8 @@ pub enum FinishReason {
     Length,
     /// The KV cache is full.
     ContextFull,
+    /// The caller stopped it ([`Generation::stop`]).
+    Cancelled,
 }
 
 impl FinishReason {
@@ -89,6 +91,7 @@ impl FinishReason {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
             FinishReason::ContextFull => "context_full",
+            FinishReason::Cancelled => "cancelled",
         }
     }
 }
@@ -203,6 +206,11 @@ impl Generation {
     /// Ids of the prompt.
     pub fn prompt_ids(&self) -> &[u32] {
         &self.prompt
+    }
+
+    /// Ends it with the next step, which brings the text held back and then the statistics.
+    pub fn stop(&mut self) {
+        self.finished.get_or_insert(FinishReason::Cancelled);
     }
 
     fn completion(&self, reason: FinishReason) -> Completion {
@@ -393,9 +401,6 @@ impl Session {
     }
 
     async fn advance(&mut self, g: &mut Generation) -> Result<Event, Error> {
-        if g.fed < g.prompt.len() {
-            return self.prefill(g).await;
-        }
         if let Some(reason) = g.finished {
             if !g.ended {
                 g.ended = true;
@@ -407,6 +412,9 @@ impl Session {
                 }
             }
             return Ok(Event::Finished(g.completion(reason)));
+        }
+        if g.fed < g.prompt.len() {
+            return self.prefill(g).await;
         }
         let wanted = g.request.max_tokens.map_or(u32::MAX, |m| m - g.drawn as u32);
         // Each drawn token but the last is fed, and so is the pending one.
