@@ -1,1 +1,271 @@
-//! Under construction.
+//! The GPU as a [`Backend`]: WGSL kernels through wgpu (Vulkan, Metal, DX12, WebGPU).
+//!
+//! ```text
+//! Plan ─fusion→ Nodes ─lower→ Launches ─engine→ pipelines + bind groups ─replay→ the queue
+//! ```
+//! `kernels` is the one table of what can run; `lower` chooses from it by what the device can do.
+//! A step writes one small struct and replays dispatches that were bound once; a decoding device
+//! draws its own tokens (`decode`) and needs the host only to read them.
+//!
+//! Not here: what the kernels compute (see the twins in [`crate::cpu`]), models, files.
+//! May import: `backend`, `plan`, `sampling`, and `shaders/`.
+
+mod decode;
+mod device;
+mod engine;
+mod fusion;
+#[doc(hidden)]
+pub mod harness;
+#[doc(hidden)]
+pub mod kernels;
+mod launch;
+mod lower;
+#[doc(hidden)]
+pub mod params;
+mod pipelines;
+mod trace;
+mod weights;
+
+pub use device::adapters;
+pub use trace::OpTime;
+
+use crate::backend::*;
+use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
+use decode::Sampler;
+use device::Device;
+use engine::{Engine, StepShape};
+use pipelines::Pipelines;
+use weights::Weights;
+
+/// What to open, and what to leave unused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Part of the adapter's name, API or kind; otherwise the environment variable
+    /// `BITNET_ADAPTER`, otherwise the best hardware adapter.
+    pub adapter: Option<String>,
+    /// Use subgroup operations where there are any.
+    pub subgroups: bool,
+    /// Use `dot4I8Packed` where there is one.
+    pub dot4: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { adapter: None, subgroups: true, dot4: true }
+    }
+}
+
+/// A GPU that runs plans.
+pub struct Gpu {
+    device: Device,
+    pipelines: Pipelines,
+    weights: Weights,
+    prepared: Option<Prepared>,
+}
+
+struct Prepared {
+    engine: Engine,
+    sampler: Sampler,
+    /// Shape and end of the last forward; gone once something else ran.
+    last: Option<(StepShape, u32)>,
+    /// Rows of logits of the last step.
+    rows: u32,
+}
+
+fn invalid(reason: impl Into<String>) -> BackendError {
+    BackendError::InvalidCall { reason: reason.into() }
+}
+
+impl Gpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] when there is none, or none of that name.
+    pub async fn new(options: Options) -> Result<Gpu, BackendError> {
+        Ok(Gpu {
+            device: Device::open(&options).await?,
+            pipelines: Pipelines::default(),
+            weights: Weights::default(),
+            prepared: None,
+        })
+    }
+
+    fn prepared(&mut self) -> Result<&mut Prepared, BackendError> {
+        self.device.check()?;
+        self.prepared.as_mut().ok_or_else(|| invalid("no plan is prepared"))
+    }
+
+    /// Checks a step against the contract.
+    fn check_step(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
+        let engine = &self.prepared()?.engine;
+        let (tokens, options) = (step.tokens, engine.options);
+        if tokens.is_empty() || tokens.len() > options.max_tokens as usize {
+            let max = options.max_tokens;
+            return Err(invalid(format!("{} tokens in a step of 1 to {max}", tokens.len())));
+        }
+        let end = u64::from(step.pos) + tokens.len() as u64;
+        if end > u64::from(options.context) {
+            let context = options.context;
+            return Err(invalid(format!("position {} of a context of {context}", end - 1)));
+        }
+        check_ids(tokens, engine.plan.vocab)
+    }
+
+    async fn begin(&mut self, step: &Step<'_>) -> Result<StepShape, BackendError> {
+        self.check_step(step)?;
+        let Gpu { device, pipelines, weights, prepared } = self;
+        let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
+        let shape = prepared.engine.shape(step.pos, step.tokens.len() as u32, step.outputs);
+        prepared.last = None;
+        if shape.outputs > prepared.engine.output_rows() {
+            prepared.engine.reserve_outputs(device, pipelines, weights, shape.outputs).await?;
+            prepared.sampler = Sampler::prepare(device, pipelines, &prepared.engine).await?;
+        }
+        prepared.engine.write_step(device, step.pos, step.tokens, shape);
+        prepared.rows = shape.outputs;
+        Ok(shape)
+    }
+
+    /// Times every dispatch of a step by timestamps on the device, median of `repeats`.
+    ///
+    /// # Errors
+    /// As for [`Backend::forward`]; [`BackendError::Unsupported`] without timestamps.
+    pub async fn profile(
+        &mut self,
+        step: Step<'_>,
+        repeats: usize,
+    ) -> Result<Vec<OpTime>, BackendError> {
+        let shape = self.begin(&step).await?;
+        let Gpu { device, weights, prepared, .. } = self;
+        let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
+        trace::profile(device, &prepared.engine, weights, shape, repeats).await
+    }
+}
+
+fn check_ids(ids: &[u32], vocab: u32) -> Result<(), BackendError> {
+    match ids.iter().find(|&&id| id >= vocab) {
+        Some(id) => Err(invalid(format!("token {id} of a vocabulary of {vocab}"))),
+        None => Ok(()),
+    }
+}
+
+impl Backend for Gpu {
+    fn caps(&self) -> &Caps {
+        &self.device.caps
+    }
+
+    async fn allocate(&mut self, weights: &[WeightSpec]) -> Result<(), BackendError> {
+        // What was there goes first: the new weights may need its room.
+        self.prepared = None;
+        self.weights = Weights::default();
+        self.weights = Weights::allocate(&self.device, weights).await?;
+        Ok(())
+    }
+
+    fn write_weight(
+        &mut self,
+        id: WeightId,
+        part: WeightPart,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
+        self.weights.write(&self.device, id, part, offset, bytes)
+    }
+
+    async fn prepare(&mut self, plan: &Plan, options: RunOptions) -> Result<(), BackendError> {
+        self.prepared = None;
+        let same = plan.weights.len() == self.weights.all.len()
+            && plan.weights.iter().zip(&self.weights.all).all(|(a, b)| *a == b.spec);
+        if !same {
+            return Err(invalid("the plan's weights are not those that were allocated"));
+        }
+        if options.context == 0 || options.max_tokens == 0 {
+            return Err(invalid("a context or a step of no tokens"));
+        }
+        let options = RunOptions { max_tokens: options.max_tokens.min(options.context), ..options };
+        let Gpu { device, pipelines, weights, .. } = self;
+        weights.flush(device);
+        let engine = Engine::prepare(device, pipelines, weights, plan, options).await?;
+        let sampler = Sampler::prepare(device, pipelines, &engine).await?;
+        self.prepared = Some(Prepared { engine, sampler, last: None, rows: 0 });
+        Ok(())
+    }
+
+    async fn forward(&mut self, step: Step<'_>) -> Result<(), BackendError> {
+        let shape = self.begin(&step).await?;
+        let device = &self.device;
+        if let Some(prepared) = &mut self.prepared {
+            prepared.engine.replay(device, shape);
+            prepared.last = Some((shape, step.pos + shape.tokens));
+        }
+        device.check()
+    }
+
+    async fn logits(&mut self) -> Result<Vec<f32>, BackendError> {
+        self.prepared()?;
+        let Gpu { device, prepared, .. } = self;
+        let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
+        let shape = StepShape { tokens: 0, outputs: prepared.rows, splits: 1 };
+        trace::read_rows(device, &prepared.engine, prepared.engine.plan.logits, shape).await
+    }
+
+    async fn decode(&mut self, decode: Decode<'_>) -> Result<Vec<u32>, BackendError> {
+        let prepared = self.prepared()?;
+        let engine = &prepared.engine;
+        decode.sampling.validate().map_err(|e| invalid(e.to_string()))?;
+        if decode.count == 0 {
+            return Err(invalid("a decode of no tokens"));
+        }
+        let fed = u64::from(decode.count) - u64::from(decode.feed.is_none());
+        if u64::from(decode.pos) + fed > u64::from(engine.options.context) {
+            let (pos, context) = (decode.pos, engine.options.context);
+            return Err(invalid(format!("{fed} tokens from {pos} in a context of {context}")));
+        }
+        match decode.feed {
+            Some(id) => check_ids(&[id], engine.plan.vocab)?,
+            None => match prepared.last {
+                Some((shape, end)) if shape.outputs > 0 && end == decode.pos => {}
+                _ => return Err(invalid("there are no logits of the position before")),
+            },
+        }
+        prepared.last = None;
+        prepared.rows = 1;
+        let Gpu { device, prepared, .. } = self;
+        let Some(Prepared { engine, sampler, .. }) = prepared else {
+            return Err(invalid("no plan is prepared"));
+        };
+        if let Some(id) = decode.feed {
+            let shape = engine.shape(decode.pos, 1, Outputs::Last);
+            engine.write_step(device, decode.pos, &[id], shape);
+        }
+        sampler.decode(device, engine, decode).await
+    }
+
+    fn set_history(&mut self, tokens: &[u32]) {
+        if let Some(prepared) = &self.prepared {
+            let engine = &prepared.engine;
+            let count = tokens.len().min(engine.options.context as usize);
+            let bytes = bytemuck::cast_slice(&tokens[..count]);
+            self.device.queue.write_buffer(&engine.tokens, 0, bytes);
+        }
+    }
+
+    async fn trace(
+        &mut self,
+        step: Step<'_>,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), BackendError> {
+        let shape = self.begin(&step).await?;
+        let Gpu { device, pipelines, weights, prepared } = self;
+        let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
+        let engine = &prepared.engine;
+        let program = engine.program(device, pipelines, weights, shape.tokens == 1, false).await?;
+        trace::trace(device, engine, &program, shape, sink).await?;
+        prepared.last = Some((shape, step.pos + shape.tokens));
+        Ok(())
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.weights.bytes + self.prepared.as_ref().map_or(0, |p| p.engine.bytes)
+    }
+}

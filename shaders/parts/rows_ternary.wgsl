@@ -1,0 +1,8 @@
+// A value of a ternary matrix with one scale a row.
+@group(0) @binding(4) var<storage, read> data: array<u32>;
+@group(0) @binding(5) var<storage, read> row_scales: array<f32>;
+fn row_value(row: u32, k: u32) -> f32 {
+    let word = data[(row * ((p.dim + 63u) / 64u) + k / 64u) * 4u + k % 16u / 4u];
+    let code = (word >> (8u * (k % 4u) + k % 64u / 16u * 2u)) & 3u;
+    return (f32(code) - 1.0) * row_scales[row];
+}

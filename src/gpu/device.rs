@@ -1,0 +1,257 @@
+//! The adapter and the device: choice, facts, and errors that never abort.
+
+use super::{Options, kernels::Need};
+use crate::backend::{BackendError, Caps};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A device with its queue and what is known about it.
+pub struct Device {
+    pub raw: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub caps: Caps,
+    pub limits: wgpu::Limits,
+    fault: Arc<Mutex<Option<BackendError>>>,
+}
+
+/// Whether a WebGPU or native graphics API can be asked at all. Must come before any wgpu call:
+/// in a browser without WebGPU (or outside a page or worker) creating an instance panics.
+#[cfg(target_arch = "wasm32")]
+fn api_exists() -> bool {
+    let global = js_sys::global();
+    let has = |name: &str| js_sys::Reflect::has(&global, &name.into()).unwrap_or(false);
+    let get = |object: &wasm_bindgen::JsValue, name: &str| {
+        js_sys::Reflect::get(object, &name.into()).ok().filter(|v| !v.is_falsy())
+    };
+    (has("Window") || has("WorkerGlobalScope"))
+        && get(&global, "navigator").and_then(|n| get(&n, "gpu")).is_some()
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn api_exists() -> bool {
+    true
+}
+
+fn unavailable(reason: impl Into<String>) -> BackendError {
+    BackendError::Unavailable { reason: reason.into() }
+}
+
+fn instance() -> Result<wgpu::Instance, BackendError> {
+    if !api_exists() {
+        return Err(unavailable("there is no WebGPU here"));
+    }
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    // Validation layers only on request: they cost time and print to stderr.
+    descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+    Ok(wgpu::Instance::new(descriptor))
+}
+
+/// Name, API and kind of every adapter, for `--adapter`.
+pub async fn adapters() -> Vec<String> {
+    let Ok(instance) = instance() else { return Vec::new() };
+    let all = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    all.iter().map(|a| describe(&a.get_info())).collect()
+}
+
+fn describe(info: &wgpu::AdapterInfo) -> String {
+    format!("{} ({:?}, {:?})", info.name, info.backend, info.device_type)
+}
+
+/// Rank of an adapter when none is named; software ones are only taken by name, because the CPU
+/// backend is faster than a GPU played by the CPU.
+fn rank(info: &wgpu::AdapterInfo) -> Option<u32> {
+    match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => Some(0),
+        wgpu::DeviceType::IntegratedGpu => Some(1),
+        wgpu::DeviceType::VirtualGpu => Some(2),
+        wgpu::DeviceType::Other => Some(3),
+        wgpu::DeviceType::Cpu => None,
+    }
+}
+
+async fn choose(
+    instance: &wgpu::Instance,
+    named: Option<&str>,
+) -> Result<wgpu::Adapter, BackendError> {
+    if cfg!(target_arch = "wasm32") {
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        return instance.request_adapter(&options).await.map_err(|e| unavailable(e.to_string()));
+    }
+    let all = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    let names: Vec<String> = all.iter().map(|a| describe(&a.get_info())).collect();
+    let chosen = match named {
+        Some(part) => {
+            let part = part.to_lowercase();
+            all.into_iter().zip(&names).find(|(_, n)| n.to_lowercase().contains(&part))
+        }
+        None => all
+            .into_iter()
+            .zip(&names)
+            .filter(|(a, _)| rank(&a.get_info()).is_some())
+            .min_by_key(|(a, _)| rank(&a.get_info())),
+    };
+    chosen.map(|c| c.0).ok_or_else(|| {
+        let found = if names.is_empty() { "none".into() } else { names.join(", ") };
+        match named {
+            Some(part) => unavailable(format!("no adapter is called \"{part}\"; found: {found}")),
+            None => unavailable(format!("no hardware adapter; found: {found}")),
+        }
+    })
+}
+
+impl Device {
+    /// Opens the adapter that `options` (or `BITNET_ADAPTER`) names, or the best one.
+    pub async fn open(options: &Options) -> Result<Device, BackendError> {
+        let instance = instance()?;
+        #[cfg(not(target_arch = "wasm32"))]
+        let from_env = std::env::var("BITNET_ADAPTER").ok().filter(|v| !v.is_empty());
+        #[cfg(target_arch = "wasm32")]
+        let from_env: Option<String> = None;
+        let named = options.adapter.clone().or(from_env);
+        let adapter = choose(&instance, named.as_deref()).await?;
+        let info = adapter.get_info();
+        let limits = adapter.limits();
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+        let features = adapter.features() & wanted;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("bitnet"),
+            required_features: features,
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (raw, queue) =
+            adapter.request_device(&descriptor).await.map_err(|e| unavailable(e.to_string()))?;
+
+        let fault = Arc::new(Mutex::new(None));
+        let keep = Arc::clone(&fault);
+        raw.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let mut slot = keep.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.get_or_insert(typed(error, "a command", 0));
+        }));
+        let keep = Arc::clone(&fault);
+        raw.set_device_lost_callback(move |reason, message| {
+            // Dropping the device is no loss.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                let mut slot = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                *slot = Some(BackendError::DeviceLost { reason: message });
+            }
+        });
+
+        let subgroup = (options.subgroups && features.contains(wgpu::Features::SUBGROUP))
+            .then_some((info.subgroup_min_size, info.subgroup_max_size));
+        let dot4 = options.dot4
+            && instance
+                .wgsl_language_features()
+                .contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
+        let caps = Caps {
+            backend: "gpu",
+            adapter: info.name.clone(),
+            api: format!("{:?}", info.backend),
+            subgroup,
+            shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
+            dot4,
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            threads: 0,
+        };
+        Ok(Device { raw, queue, caps, limits, fault })
+    }
+
+    /// Whether the device has what a choice of the kernel table needs.
+    pub fn has(&self, need: Need) -> bool {
+        match need {
+            Need::Nothing => true,
+            Need::Subgroups => self.caps.subgroup.is_some_and(|(min, _)| min >= 8),
+            Need::Dot4 => self.caps.dot4,
+        }
+    }
+
+    /// The error that the device has reported since the last call, if any. A lost device stays lost.
+    pub fn check(&self) -> Result<(), BackendError> {
+        let mut slot = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*slot {
+            None => Ok(()),
+            Some(lost @ BackendError::DeviceLost { .. }) => Err(lost.clone()),
+            Some(_) => slot.take().map_or(Ok(()), Err),
+        }
+    }
+
+    /// Runs `work` and reports what the device says about it; `bytes` is what it allocates.
+    pub async fn guarded<T>(
+        &self,
+        what: &str,
+        bytes: u64,
+        work: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        self.check()?;
+        let validation = self.raw.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = self.raw.push_error_scope(wgpu::ErrorFilter::Internal);
+        let memory = self.raw.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let result = work();
+        // Scopes are popped innermost first.
+        let errors = [memory.pop().await, internal.pop().await, validation.pop().await];
+        self.check()?;
+        match errors.into_iter().flatten().next() {
+            Some(error) => Err(typed(error, what, bytes)),
+            None => result,
+        }
+    }
+
+    /// A zeroed buffer. Call inside [`Device::guarded`].
+    pub fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.raw.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes.max(4).next_multiple_of(4),
+            usage,
+            mapped_at_creation: false,
+        })
+    }
+
+    /// The first `bytes` of a mappable buffer, once the copies into it are done.
+    pub async fn read(&self, staging: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>, BackendError> {
+        let (sender, receiver) = futures_channel::oneshot::channel();
+        staging.map_async(wgpu::MapMode::Read, 0..bytes, move |result| {
+            let _ = sender.send(result);
+        });
+        // Natively callbacks run inside poll; in a browser the event loop runs them.
+        let _ = self.raw.poll(wgpu::PollType::wait_indefinitely());
+        self.take(staging, bytes, receiver).await
+    }
+
+    /// Waits for a mapping under way and copies it out.
+    pub async fn take(
+        &self,
+        staging: &wgpu::Buffer,
+        bytes: u64,
+        receiver: futures_channel::oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
+    ) -> Result<Vec<u8>, BackendError> {
+        let mapped = receiver.await;
+        self.check()?;
+        let lost = |reason: String| BackendError::DeviceLost { reason };
+        match mapped {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(lost(e.to_string())),
+            Err(_) => return Err(lost("a read-back was dropped".into())),
+        }
+        let view = staging.get_mapped_range(0..bytes).map_err(|e| lost(e.to_string()))?;
+        let out = view.to_vec();
+        drop(view);
+        staging.unmap();
+        Ok(out)
+    }
+}
+
+fn typed(error: wgpu::Error, what: &str, bytes: u64) -> BackendError {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => BackendError::OutOfMemory { what: what.into(), bytes },
+        wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
+            BackendError::Rejected { what: what.into(), reason: description }
+        }
+    }
+}

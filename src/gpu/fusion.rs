@@ -1,0 +1,182 @@
+//! Which neighbouring operations of a plan run as one dispatch.
+//!
+//! Fusion only joins what the plan writes side by side, and only drops a buffer that nothing else
+//! reads; everything else runs as it stands. The result is a list of [`Node`]s that point back into
+//! the plan, so that labels, shapes and weights stay where they are.
+
+use crate::plan::{ActQuant, BufId, BufKind, Op, Plan, WeightKind};
+
+/// One or more operations of the plan (by index) that run together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// One operation.
+    Op(usize),
+    /// `RmsNorm`, `Quantize`: the normalised row is never stored.
+    NormQuantize {
+        /// The norm.
+        norm: usize,
+        /// The rounding.
+        quantize: usize,
+    },
+    /// `TernaryLinear` with what stands before and behind it.
+    Linear {
+        /// The norm and the rounding, done by every workgroup for itself.
+        input: Option<(usize, usize)>,
+        /// The product.
+        linear: usize,
+        /// What becomes of its output.
+        then: Then,
+    },
+}
+
+/// What a fused product does with its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Writes it.
+    Store,
+    /// Adds it to the residual: the `Add` at this index.
+    Add(usize),
+    /// Rows n and n + N/2 go through the `GatedAct` at this index.
+    Gated(usize),
+}
+
+impl Node {
+    /// The operation whose label the node bears.
+    pub fn main_op(self) -> usize {
+        match self {
+            Node::Op(i) => i,
+            Node::NormQuantize { quantize, .. } => quantize,
+            Node::Linear { linear, .. } => linear,
+        }
+    }
+}
+
+/// What the device and the step allow.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// One token a step: norms and gates go into the product.
+    pub decode: bool,
+    /// Largest row that a workgroup can keep quantised in its memory.
+    pub row_max: u32,
+}
+
+/// The nodes of an unfused run.
+pub fn unfused(plan: &Plan) -> Vec<Node> {
+    (0..plan.ops.len()).map(Node::Op).collect()
+}
+
+/// Joins what can be joined.
+pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    let mut i = 0;
+    while i < plan.ops.len() {
+        let quantize = norm_quantize(plan, i);
+        let linear = quantize.map_or(i, |q| q + 1);
+        let product = matches!(plan.ops.get(linear), Some(Op::TernaryLinear { .. }));
+        let prologue = quantize.filter(|&q| product && rules.decode && row_fits(plan, i, q, rules));
+        if let (Some(q), None) = (quantize, prologue) {
+            nodes.push(Node::NormQuantize { norm: i, quantize: q });
+            i = q + 1;
+            continue;
+        }
+        if !product {
+            nodes.push(Node::Op(i));
+            i += 1;
+            continue;
+        }
+        let source = prologue.and_then(|_| reads(&plan.ops[i]).next());
+        let then = follow_up(plan, linear, source, rules, is_sharded(linear));
+        nodes.push(Node::Linear { input: prologue.map(|q| (i, q)), linear, then });
+        i = match then {
+            Then::Store => linear + 1,
+            Then::Add(j) | Then::Gated(j) => j + 1,
+        };
+    }
+    nodes
+}
+
+/// The `Quantize` behind the norm at `i`, when nothing else reads the normalised row.
+fn norm_quantize(plan: &Plan, i: usize) -> Option<usize> {
+    let Op::RmsNorm { x, weight, out, .. } = plan.ops[i] else { return None };
+    let Op::Quantize { x: source, .. } = *plan.ops.get(i + 1)? else { return None };
+    let whole_row = plan.weight(weight).kind == WeightKind::Vector { len: x.dim };
+    (source == out && whole_row && x.buf != out.buf && only_reader(plan, i, out.buf, i + 1))
+        .then_some(i + 1)
+}
+
+/// Whether norm `i` and rounding `q` can move into the product behind them.
+fn row_fits(plan: &Plan, i: usize, q: usize, rules: Rules) -> bool {
+    let Op::RmsNorm { x, .. } = plan.ops[i] else { return false };
+    let Op::Quantize { out, .. } = plan.ops[q] else { return false };
+    let Op::TernaryLinear { x: input, weight, .. } = plan.ops[q + 1] else { return false };
+    let per_token = plan.buffer(out).kind == BufKind::Quant(ActQuant::PerToken);
+    let no_blocks = matches!(plan.weight(weight).kind, WeightKind::Ternary { block: None, .. });
+    input == out
+        && per_token
+        && no_blocks
+        && x.at == 0
+        && x.dim <= rules.row_max
+        && only_reader(plan, q, out, q + 1)
+}
+
+/// What can go into the product at `i`, whose fused input reads `source`.
+fn follow_up(plan: &Plan, i: usize, source: Option<BufId>, rules: Rules, sharded: bool) -> Then {
+    let Op::TernaryLinear { x, out, .. } = plan.ops[i] else { return Then::Store };
+    let private = out == plan.whole(out.buf)
+        && out.buf != plan.logits
+        && only_reader(plan, i, out.buf, i + 1);
+    if !private {
+        return Then::Store;
+    }
+    match plan.ops.get(i + 1) {
+        Some(Op::Add { x: to, y }) if *y == out.buf && *to != x && Some(*to) != source => {
+            Then::Add(i + 1)
+        }
+        Some(Op::GatedAct { gate, up, out: to, .. })
+            if rules.decode
+                && !sharded
+                && gate.buf == out.buf
+                && up.buf == out.buf
+                && (gate.at, up.at) == (0, gate.dim)
+                && out.dim == 2 * gate.dim
+                && to.buf != x
+                && Some(to.buf) != source =>
+        {
+            Then::Gated(i + 1)
+        }
+        _ => Then::Store,
+    }
+}
+
+/// The buffers that an operation reads.
+pub fn reads(op: &Op) -> impl Iterator<Item = BufId> {
+    let (a, b) = match *op {
+        Op::Embed { .. } => (None, None),
+        Op::RmsNorm { x, .. } | Op::Quantize { x, .. } | Op::Rope { x, .. } => (Some(x.buf), None),
+        Op::TernaryLinear { x, .. } | Op::DenseLinear { x, .. } | Op::TakeOutputs { x, .. } => {
+            (Some(x), None)
+        }
+        Op::KvAppend { k, v, .. } => (Some(k.buf), Some(v.buf)),
+        Op::Attention { q, .. } => (Some(q.buf), None),
+        Op::GatedAct { gate, up, .. } => (Some(gate.buf), Some(up.buf)),
+        Op::Add { x, y } => (Some(x), Some(y)),
+    };
+    a.into_iter().chain(b)
+}
+
+/// Whether `reader` alone reads what the operation at `writer` leaves in `buf`.
+fn only_reader(plan: &Plan, writer: usize, buf: BufId, reader: usize) -> bool {
+    let mut seen = false;
+    for (i, op) in plan.ops.iter().enumerate().skip(writer + 1) {
+        if reads(op).any(|b| b == buf) {
+            if i != reader {
+                return false;
+            }
+            seen = true;
+        } else if op.output() == Some(buf) {
+            // Written anew; what follows reads something else.
+            break;
+        }
+    }
+    seen
+}

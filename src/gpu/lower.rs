@@ -1,0 +1,641 @@
+//! Operations → dispatches: which variant, with what parameters, over which buffers.
+
+use super::device::Device;
+use super::fusion::{Node, Then};
+use super::kernels::{Need, Variant, variant};
+use super::launch::{Bind, Extent, Launch, Plane, When};
+use super::params::{self, Params};
+use super::pipelines::Overrides;
+use super::weights::Weights;
+use crate::backend::{BackendError, KvType};
+use crate::plan::*;
+
+/// Everything that decides how an operation is run.
+pub struct Lowering<'a> {
+    pub device: &'a Device,
+    pub plan: &'a Plan,
+    pub weights: &'a Weights,
+    pub kv_type: KvType,
+    /// One token a step.
+    pub decode: bool,
+}
+
+/// Elements from one row of an f32 buffer to the next: padded with zeros, so that kernels may read
+/// four at a time and whole blocks of 64.
+pub fn stride(dim: u32) -> u32 {
+    dim.next_multiple_of(64)
+}
+
+fn unsupported<T>(reason: impl Into<String>) -> Result<T, BackendError> {
+    Err(BackendError::Unsupported { reason: reason.into() })
+}
+
+const VALUES: Plane = Plane::Values;
+
+impl Lowering<'_> {
+    /// The dispatches of `nodes`, in order.
+    pub fn lower(&self, nodes: &[Node]) -> Result<Vec<Launch>, BackendError> {
+        let mut launches = Vec::new();
+        for &node in nodes {
+            match node {
+                Node::Op(i) => self.op(i, &mut launches)?,
+                Node::NormQuantize { norm, quantize } => {
+                    launches.push(self.quantize(Some(norm), quantize)?);
+                }
+                Node::Linear { input, linear, then } => {
+                    self.ternary(input, linear, then, &mut launches)?;
+                }
+            }
+        }
+        for launch in &launches {
+            self.check(launch)?;
+        }
+        Ok(launches)
+    }
+
+    /// WebGPU forbids a buffer that one dispatch both writes and binds a second time.
+    fn check(&self, launch: &Launch) -> Result<(), BackendError> {
+        let label = &self.plan.labels[launch.op];
+        let accesses = launch.variant.bindings();
+        for (i, (binding, bind)) in launch.binds.iter().enumerate() {
+            let twice = launch.binds[..i].iter().any(|(_, other)| other == bind);
+            let writes = |b: u32| accesses.contains(&(b, super::kernels::Access::Write));
+            if twice && launch.binds.iter().any(|(b, other)| other == bind && writes(*b)) {
+                return unsupported(format!("{label} (binding {binding}) reads what it writes"));
+            }
+        }
+        let listed = accesses.iter().map(|a| a.0).filter(|&b| b != 1);
+        debug_assert!(
+            listed.eq({
+                let mut bound: Vec<_> = launch.binds.iter().map(|b| b.0).collect();
+                bound.sort_unstable();
+                bound
+            }),
+            "{label}: bindings of {}",
+            launch.variant.name()
+        );
+        Ok(())
+    }
+
+    fn variant(&self, stem: &str, names: &[&str]) -> Result<Variant, BackendError> {
+        match variant(stem, names) {
+            Some(v) => Ok(v),
+            None => unsupported(format!("there is no kernel {stem} {names:?}")),
+        }
+    }
+
+    fn reduce(&self) -> &'static str {
+        if self.device.has(Need::Subgroups) { "subgroup" } else { "workgroup" }
+    }
+
+    fn dot4(&self) -> &'static str {
+        if self.device.has(Need::Dot4) { "builtin" } else { "emulated" }
+    }
+
+    fn kv(&self) -> &'static str {
+        match self.kv_type {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::Q8 => "q8",
+        }
+    }
+
+    /// Rows of a buffer as an extent.
+    fn rows(&self, buf: BufId, tile: u32) -> Extent {
+        Extent::Rows { outputs: self.outputs(buf), tile }
+    }
+
+    fn outputs(&self, buf: BufId) -> bool {
+        self.plan.buffer(buf).rows == Rows::Outputs
+    }
+
+    fn stride(&self, buf: BufId) -> u32 {
+        stride(self.plan.buffer(buf).dim)
+    }
+
+    fn is_f32(&self, buf: BufId) -> bool {
+        self.plan.buffer(buf).kind == BufKind::F32
+    }
+
+    /// Matrix-vector (true) or matrix-matrix form of a product over the rows of `x`, and when.
+    fn forms(&self, x: BufId) -> impl Iterator<Item = (bool, When)> + use<> {
+        let forms: &[_] = match (self.decode, self.outputs(x)) {
+            (true, _) => &[(true, When::Always)],
+            (false, false) => &[(false, When::Always)],
+            (false, true) => &[(true, When::OneOutput), (false, When::ManyOutputs)],
+        };
+        forms.iter().copied()
+    }
+
+    fn launch<P: Params>(
+        &self,
+        op: usize,
+        (variant, overrides): (Variant, Overrides),
+        params: P,
+        binds: &[(u32, Bind)],
+        grid: [Extent; 3],
+    ) -> Launch {
+        let mut binds = binds.to_vec();
+        if variant.bindings().iter().any(|b| b.0 == 0) {
+            binds.push((0, Bind::Step));
+        }
+        Launch {
+            variant,
+            overrides,
+            params: bytemuck::bytes_of(&params).to_vec(),
+            binds,
+            grid,
+            when: When::Always,
+            op,
+            work: 0,
+        }
+    }
+
+    fn op(&self, i: usize, launches: &mut Vec<Launch>) -> Result<(), BackendError> {
+        const ONE: Extent = Extent::Of(1);
+        let per_256 = |dim: u32| Extent::Of(dim.div_ceil(256));
+        match self.plan.ops[i] {
+            Op::Embed { table, out } => self.embed(i, table, out, launches)?,
+            Op::RmsNorm { x, weight, out, eps } => {
+                let (_, len) = self.plan.weight(weight).kind.shape();
+                let inplace = x.buf == out.buf;
+                if inplace && x != out {
+                    return unsupported(format!("{} moves values", self.plan.labels[i]));
+                }
+                let io = if inplace { "inplace" } else { "separate" };
+                let mut binds = vec![
+                    (2, Bind::Weight(weight, 0, WeightPart::Data)),
+                    (3, Bind::Buf(x.buf, VALUES)),
+                ];
+                if !inplace {
+                    binds.push((4, Bind::Buf(out.buf, VALUES)));
+                }
+                let params = params::RmsNorm {
+                    len,
+                    x_stride: self.stride(x.buf),
+                    x_at: x.at,
+                    out_stride: self.stride(out.buf),
+                    out_at: out.at,
+                    eps,
+                };
+                let wg = if len <= 128 { 32 } else { 256 };
+                let variant = self.variant("rms_norm", &[self.reduce(), io])?;
+                let grid = [Extent::Of(x.dim / len), self.rows(x.buf, 1), ONE];
+                launches.push(self.launch(i, (variant, vec![("WG", wg)]), params, &binds, grid));
+            }
+            Op::Quantize { .. } => launches.push(self.quantize(None, i)?),
+            Op::TernaryLinear { x, weight, out } => {
+                if self.is_f32(x) {
+                    self.dense(i, x, weight, out, launches)?;
+                } else {
+                    self.ternary(None, i, Then::Store, launches)?;
+                }
+            }
+            Op::DenseLinear { x, weight, out } => self.dense(i, x, weight, out, launches)?,
+            Op::Rope { x, head_dim } => {
+                let pairs = self.plan.rope.inv_freq.len() as u32;
+                let params = params::Rope {
+                    head_dim,
+                    pairs,
+                    total: x.dim / head_dim * pairs,
+                    interleaved: u32::from(self.plan.rope.layout == RopeLayout::Interleaved),
+                    x_stride: self.stride(x.buf),
+                    x_at: x.at,
+                };
+                let binds = [(2, Bind::Rope), (3, Bind::Buf(x.buf, VALUES))];
+                let grid = [Extent::Of(params.total.div_ceil(64)), self.rows(x.buf, 1), ONE];
+                let variant = self.variant("rope", &[])?;
+                launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
+            }
+            Op::KvAppend { k, v, layer } => {
+                let params = params::KvAppend {
+                    kv_quads: self.kv_quads()?,
+                    k_stride: self.stride(k.buf),
+                    k_at: k.at,
+                    v_stride: self.stride(v.buf),
+                    v_at: v.at,
+                };
+                let binds = [
+                    (2, Bind::Buf(k.buf, VALUES)),
+                    (3, Bind::Buf(v.buf, VALUES)),
+                    (4, Bind::Keys(layer)),
+                    (5, Bind::Values(layer)),
+                ];
+                let grid = [Extent::Of(k.dim.div_ceil(32 * 64)), self.rows(k.buf, 1), ONE];
+                let variant = self.variant("kv_append", &[self.kv()])?;
+                launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
+            }
+            Op::Attention { q, layer, heads, scale, out } => {
+                self.attention(i, q, layer, heads, scale, out, launches)?;
+            }
+            Op::GatedAct { gate, up, act, out } => {
+                let params = params::GatedAct {
+                    dim: gate.dim,
+                    act: act_code(act) - 2,
+                    gate_stride: self.stride(gate.buf),
+                    gate_at: gate.at,
+                    up_stride: self.stride(up.buf),
+                    up_at: up.at,
+                    out_stride: self.stride(out.buf),
+                    out_at: out.at,
+                };
+                let binds = [
+                    (2, Bind::Buf(gate.buf, VALUES)),
+                    (3, Bind::Buf(up.buf, VALUES)),
+                    (4, Bind::Buf(out.buf, VALUES)),
+                ];
+                let grid = [per_256(gate.dim), self.rows(gate.buf, 1), ONE];
+                let variant = self.variant("gated_act", &[])?;
+                launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
+            }
+            Op::Add { x, y } => {
+                let dim = self.plan.buffer(x).dim;
+                let params =
+                    params::Add { dim, x_stride: self.stride(x), y_stride: self.stride(y) };
+                let binds = [(2, Bind::Buf(y, VALUES)), (3, Bind::Buf(x, VALUES))];
+                let grid = [per_256(dim), self.rows(x, 1), ONE];
+                let variant = self.variant("add", &[])?;
+                launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
+            }
+            Op::TakeOutputs { x, out } => {
+                let dim = self.plan.buffer(x).dim;
+                let params = params::TakeOutputs {
+                    dim,
+                    x_stride: self.stride(x),
+                    out_stride: self.stride(out),
+                };
+                let binds = [(2, Bind::Buf(x, VALUES)), (3, Bind::Buf(out, VALUES))];
+                let grid = [per_256(dim), self.rows(out, 1), ONE];
+                let variant = self.variant("take_outputs", &[])?;
+                launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
+            }
+        }
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        i: usize,
+        table: WeightId,
+        out: BufId,
+        launches: &mut Vec<Launch>,
+    ) -> Result<(), BackendError> {
+        let weight = &self.weights.all[table.0 as usize];
+        let (name, block, parts) = storage(weight.spec.kind)?;
+        let variant = self.variant("embed", &[name])?;
+        for (s, shard) in weight.shards.iter().enumerate() {
+            let params = params::Embed {
+                dim: self.plan.buffer(out).dim,
+                out_stride: self.stride(out),
+                row_first: shard.row_first,
+                rows: shard.rows,
+                block,
+            };
+            let mut binds = vec![(2, Bind::Tokens), (3, Bind::Buf(out, VALUES))];
+            binds.extend((4..).zip(parts).map(|(b, &part)| (b, Bind::Weight(table, s, part))));
+            let grid = [self.rows(out, 1), Extent::Of(1), Extent::Of(1)];
+            launches.push(self.launch(i, (variant, vec![("WG", 128)]), params, &binds, grid));
+        }
+        Ok(())
+    }
+
+    fn quantize(&self, norm: Option<usize>, i: usize) -> Result<Launch, BackendError> {
+        let Op::Quantize { mut x, out } = self.plan.ops[i] else {
+            return unsupported("fusion of something else than a quantize");
+        };
+        let BufKind::Quant(rule) = self.plan.buffer(out).kind else {
+            return unsupported(format!("{} writes floats", self.plan.labels[i]));
+        };
+        let mut eps_used = 0.0;
+        let mut binds = Vec::new();
+        if let Some(Op::RmsNorm { x: source, weight, eps, .. }) = norm.map(|n| &self.plan.ops[n]) {
+            (x, eps_used) = (*source, *eps);
+            binds.push((6, Bind::Weight(*weight, 0, WeightPart::Data)));
+        }
+        let dim = x.dim;
+        let params = params::Quantize {
+            dim,
+            x_stride: self.stride(x.buf),
+            x_at: x.at,
+            groups: rule.groups(dim),
+            runs: stride(dim) / 32,
+            eps: eps_used,
+        };
+        binds.extend([
+            (2, Bind::Buf(x.buf, VALUES)),
+            (3, Bind::Buf(out, VALUES)),
+            (4, Bind::Buf(out, Plane::Scales)),
+            (5, Bind::Buf(out, Plane::Sums)),
+        ]);
+        let source = if norm.is_some() { "norm" } else { "plain" };
+        let variant = self.variant("quantize", &[self.reduce(), source])?;
+        let code = match rule {
+            ActQuant::PerToken => 0,
+            ActQuant::Block256 => 1,
+            ActQuant::Block32 => 2,
+        };
+        let grid = [self.rows(x.buf, 1), Extent::Of(1), Extent::Of(1)];
+        let overrides = vec![("WG", 128), ("RULE", code)];
+        Ok(self.launch(i, (variant, overrides), params, &binds, grid))
+    }
+
+    fn ternary(
+        &self,
+        input: Option<(usize, usize)>,
+        i: usize,
+        then: Then,
+        launches: &mut Vec<Launch>,
+    ) -> Result<(), BackendError> {
+        let Op::TernaryLinear { x, weight, mut out } = self.plan.ops[i] else {
+            return unsupported("fusion of something else than a ternary product");
+        };
+        let BufKind::Quant(rule) = self.plan.buffer(x).kind else {
+            // A product of floats that a residual follows.
+            self.dense(i, x, weight, out, launches)?;
+            return match then {
+                Then::Store => Ok(()),
+                Then::Add(j) | Then::Gated(j) => self.op(j, launches),
+            };
+        };
+        let WeightKind::Ternary { k, block, .. } = self.plan.weight(weight).kind else {
+            return unsupported(format!("{} has a dense weight", self.plan.labels[i]));
+        };
+        let mut epilogue = 0;
+        let mut half = 0;
+        match then {
+            Then::Store => {}
+            Then::Add(j) => {
+                if let Op::Add { x: to, .. } = self.plan.ops[j] {
+                    (epilogue, out) = (1, self.plan.whole(to));
+                }
+            }
+            Then::Gated(j) => {
+                if let Op::GatedAct { gate, act, out: to, .. } = self.plan.ops[j] {
+                    (epilogue, half, out) = (act_code(act), gate.dim, to);
+                }
+            }
+        }
+        let sum = match (rule, block) {
+            (ActQuant::PerToken, None) => "row",
+            (_, None) => "group",
+            (_, Some(_)) => "block",
+        };
+        let act_shift = rule.group().map_or(31, u32::ilog2);
+        let mut overrides = vec![("BLOCKS", k.div_ceil(64)), ("EPILOGUE", epilogue)];
+        if sum != "row" {
+            overrides.push(("ACT_SHIFT", act_shift));
+        }
+        if let Some(b) = block {
+            if !b.is_power_of_two() || !(64..=256).contains(&b) {
+                return unsupported(format!("{}: blocks of {b}", self.plan.labels[i]));
+            }
+            overrides.push(("BLOCK_SHIFT", b.ilog2() - 6));
+        }
+        let groups = rule.groups(k);
+        let shards = self.weights.all[weight.0 as usize].shards.iter().enumerate();
+        for ((s, shard), (gemv, when)) in shards.flat_map(|s| self.forms(x).map(move |f| (s, f))) {
+            let mut binds = vec![
+                (2, Bind::Weight(weight, s, WeightPart::Data)),
+                (3, Bind::Weight(weight, s, WeightPart::RowScales)),
+                (8, Bind::Buf(out.buf, VALUES)),
+            ];
+            if block.is_some() {
+                binds.push((7, Bind::Weight(weight, s, WeightPart::BlockScales)));
+            }
+            let out_at = out.at + shard.row_first;
+            let out_stride = self.stride(out.buf);
+            let launch = if !gemv {
+                binds.extend(quantised(x));
+                let params = params::TernaryGemm {
+                    rows: shard.rows,
+                    k,
+                    groups,
+                    out_stride,
+                    out_at,
+                    by_outputs: u32::from(self.outputs(x)),
+                };
+                let grid = [Extent::Of(shard.rows.div_ceil(64)), self.rows(x, 64), Extent::Of(1)];
+                let variant = self.variant("ternary_gemm", &[self.dot4(), sum])?;
+                self.launch(i, (variant, overrides.clone()), params, &binds, grid)
+            } else {
+                let (mut x_stride, mut eps_used) = (0, 0.0);
+                let acts = match input.map(|(n, _)| &self.plan.ops[n]) {
+                    Some(Op::RmsNorm { x: source, weight: norm, eps, .. }) => {
+                        (x_stride, eps_used) = (self.stride(source.buf), *eps);
+                        binds.push((4, Bind::Buf(source.buf, VALUES)));
+                        binds.push((5, Bind::Weight(*norm, 0, WeightPart::Data)));
+                        "norm_i8"
+                    }
+                    _ => {
+                        binds.extend(quantised(x));
+                        "i8"
+                    }
+                };
+                let shape = self.gemv_shape(if half > 0 { half } else { shard.rows }, k);
+                let rows_each = if half > 0 { 2 } else { shape.rows };
+                let mut overrides = overrides.clone();
+                overrides.extend([("WG", shape.wg), ("LANES", shape.lanes), ("ROWS", rows_each)]);
+                let params = params::TernaryGemv {
+                    rows: shard.rows,
+                    half,
+                    k,
+                    groups,
+                    x_stride,
+                    out_stride,
+                    out_at,
+                    eps: eps_used,
+                };
+                let units = if half > 0 { half } else { shard.rows.div_ceil(shape.rows) };
+                let grid = [
+                    Extent::Of(units.div_ceil(shape.wg / shape.lanes)),
+                    self.rows(x, 1),
+                    Extent::Of(1),
+                ];
+                let names = [self.reduce(), self.dot4(), acts, sum];
+                let variant = self.variant("ternary_gemv", &names)?;
+                self.launch(i, (variant, overrides), params, &binds, grid)
+            };
+            let work = u64::from(shard.rows) * u64::from(k);
+            launches.push(Launch { work, when, ..launch });
+        }
+        Ok(())
+    }
+
+    /// A product with f32 activations: dense, or ternary.
+    fn dense(
+        &self,
+        i: usize,
+        x: BufId,
+        weight: WeightId,
+        out: Slice,
+        launches: &mut Vec<Launch>,
+    ) -> Result<(), BackendError> {
+        let kind = self.plan.weight(weight).kind;
+        let (name, block, parts) = storage(kind)?;
+        let (_, k) = kind.shape();
+        // Rows must start at whole 16-byte loads.
+        if name == "f32" && !k.is_multiple_of(4) || name == "f16" && !k.is_multiple_of(8) {
+            return unsupported(format!("{}: {k} columns of {name}", self.plan.labels[i]));
+        }
+        let shards = self.weights.all[weight.0 as usize].shards.iter().enumerate();
+        for ((s, shard), (gemv, when)) in shards.flat_map(|s| self.forms(x).map(move |f| (s, f))) {
+            let mut binds = vec![(2, Bind::Buf(x, VALUES)), (3, Bind::Buf(out.buf, VALUES))];
+            binds.extend((4..).zip(parts).map(|(b, &part)| (b, Bind::Weight(weight, s, part))));
+            let (x_stride, out_stride) = (self.stride(x), self.stride(out.buf));
+            let out_at = out.at + shard.row_first;
+            let rows = shard.rows;
+            let launch = if gemv {
+                let shape = self.gemv_shape(rows, k);
+                let params = params::DenseGemv { rows, k, block, x_stride, out_stride, out_at };
+                let rows_each = if rows >= 1 << 15 { 4 } else { shape.rows };
+                let per_group = shape.wg / shape.lanes * rows_each;
+                let grid = [Extent::Of(rows.div_ceil(per_group)), self.rows(x, 1), Extent::Of(1)];
+                let overrides = vec![("WG", shape.wg), ("LANES", shape.lanes), ("ROWS", rows_each)];
+                let variant = self.variant("dense_gemv", &[self.reduce(), name])?;
+                self.launch(i, (variant, overrides), params, &binds, grid)
+            } else {
+                let by_outputs = u32::from(self.outputs(x));
+                let params =
+                    params::DenseGemm { rows, k, block, x_stride, out_stride, out_at, by_outputs };
+                let grid = [Extent::Of(rows.div_ceil(64)), self.rows(x, 64), Extent::Of(1)];
+                let variant = self.variant("dense_gemm", &[name])?;
+                self.launch(i, (variant, vec![]), params, &binds, grid)
+            };
+            let work = u64::from(rows) * u64::from(k);
+            launches.push(Launch { work, when, ..launch });
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)] // The fields of Op::Attention.
+    fn attention(
+        &self,
+        i: usize,
+        q: Slice,
+        layer: u32,
+        heads: u32,
+        scale: f32,
+        out: Slice,
+        launches: &mut Vec<Launch>,
+    ) -> Result<(), BackendError> {
+        let kv = self.plan.kv;
+        let kv_quads = self.kv_quads()?;
+        let quads = kv.head_dim / 4;
+        let group = heads / kv.kv_heads.max(1);
+        let (q_stride, out_stride) = (self.stride(q.buf), self.stride(out.buf));
+        let cache = [(4, Bind::Keys(layer)), (5, Bind::Values(layer))];
+        if !self.decode && quads <= 64 {
+            let params = params::AttentionPrefill {
+                group,
+                kv_quads,
+                q_stride,
+                q_at: q.at,
+                out_stride,
+                out_at: out.at,
+                scale,
+            };
+            let mut binds = vec![(2, Bind::Buf(q.buf, VALUES)), (3, Bind::Buf(out.buf, VALUES))];
+            binds.extend(cache);
+            let grid = [self.rows(q.buf, 32), Extent::Of(heads), Extent::Of(1)];
+            let variant = self.variant("attention_prefill", &[self.kv()])?;
+            let made = (variant, vec![("QUADS", quads)]);
+            launches.push(self.launch(i, made, params, &binds, grid));
+            return Ok(());
+        }
+        let wg = 256;
+        if quads > wg {
+            return unsupported(format!("heads of {} features", kv.head_dim));
+        }
+        let params = params::AttentionDecode {
+            group,
+            kv_quads,
+            q_stride,
+            q_at: q.at,
+            out_stride,
+            out_at: out.at,
+            scale,
+        };
+        let lanes = if self.device.has(Need::Subgroups) { 8 } else { 1 };
+        let overrides = vec![("WG", wg), ("QUADS", quads), ("LANES", lanes)];
+        let variant = self.variant("attention_decode", &[self.reduce(), self.kv()])?;
+        for when in [When::Whole, When::Split] {
+            // Steps of many tokens are never split.
+            if when == When::Split && !self.decode {
+                continue;
+            }
+            let to = match when {
+                When::Split => Bind::Partial,
+                _ => Bind::Buf(out.buf, VALUES),
+            };
+            let mut binds = vec![(2, Bind::Buf(q.buf, VALUES)), (3, to)];
+            binds.extend(cache);
+            let grid = [Extent::Of(heads), Extent::Splits, self.rows(q.buf, 1)];
+            let launch = self.launch(i, (variant, overrides.clone()), params, &binds, grid);
+            launches.push(Launch { when, ..launch });
+        }
+        if self.decode {
+            let params =
+                params::AttentionCombine { head_dim: kv.head_dim, out_stride, out_at: out.at };
+            let binds = [(2, Bind::Partial), (3, Bind::Buf(out.buf, VALUES))];
+            let grid = [Extent::Of(heads), self.rows(q.buf, 1), Extent::Of(1)];
+            let variant = self.variant("attention_combine", &[])?;
+            let launch = self.launch(i, (variant, vec![]), params, &binds, grid);
+            launches.push(Launch { when: When::Split, ..launch });
+        }
+        Ok(())
+    }
+
+    fn kv_quads(&self) -> Result<u32, BackendError> {
+        let kv = self.plan.kv;
+        if !kv.head_dim.is_multiple_of(4) {
+            return unsupported(format!("heads of {} features", kv.head_dim));
+        }
+        Ok(kv.kv_heads * kv.head_dim / 4)
+    }
+
+    /// How a matrix-vector product is spread: enough invocations to keep every load of a small
+    /// matrix in flight at once, few enough workgroups that a fused norm is not made too often.
+    fn gemv_shape(&self, rows: u32, k: u32) -> GemvShape {
+        let _ = (rows, k);
+        GemvShape { wg: 128, lanes: 8, rows: 1 }
+    }
+}
+
+/// Workgroup size, lanes a row, rows a lane group.
+struct GemvShape {
+    wg: u32,
+    lanes: u32,
+    rows: u32,
+}
+
+/// The planes of a quantised buffer at their bindings.
+fn quantised(x: BufId) -> [(u32, Bind); 3] {
+    [
+        (4, Bind::Buf(x, Plane::Values)),
+        (5, Bind::Buf(x, Plane::Scales)),
+        (6, Bind::Buf(x, Plane::Sums)),
+    ]
+}
+
+/// `EPILOGUE` of a gated product; less 2, the code of `gated_act`.
+fn act_code(act: Activation) -> u32 {
+    match act {
+        Activation::Relu2 => 2,
+        Activation::Silu => 3,
+    }
+}
+
+/// Name of a matrix's storage in the kernel table, its block length, and its parts.
+fn storage(kind: WeightKind) -> Result<(&'static str, u32, &'static [WeightPart]), BackendError> {
+    use WeightPart::*;
+    Ok(match kind {
+        WeightKind::Ternary { block: None, .. } => ("ternary", 0, &[Data, RowScales]),
+        WeightKind::Ternary { block: Some(b), .. } => {
+            ("ternary_block", b, &[Data, RowScales, BlockScales])
+        }
+        WeightKind::Matrix { dtype: MatrixType::F32, .. } => ("f32", 0, &[Data]),
+        WeightKind::Matrix { dtype: MatrixType::F16, .. } => ("f16", 0, &[Data]),
+        WeightKind::Matrix { dtype: MatrixType::Q8, .. } => ("q8", 0, &[Data, BlockScales]),
+        WeightKind::Vector { .. } => return unsupported("a vector in place of a matrix"),
+    })
+}

@@ -1,0 +1,102 @@
+//! Pipelines, made once for every (variant, overrides) that a plan needs.
+
+use super::device::Device;
+use super::kernels::{Access, Variant};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Values of overrides.
+pub type Overrides = Vec<(&'static str, u32)>;
+
+/// A compiled variant.
+pub struct Pipeline {
+    pub raw: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    pub name: String,
+}
+
+/// The pipelines of a device.
+#[derive(Default)]
+pub struct Pipelines {
+    modules: HashMap<Variant, (wgpu::ShaderModule, wgpu::BindGroupLayout)>,
+    made: HashMap<(Variant, Overrides), Rc<Pipeline>>,
+}
+
+impl Pipelines {
+    /// The pipeline, compiled at the first call. Errors go to the device's error scopes.
+    pub fn get(
+        &mut self,
+        device: &Device,
+        variant: Variant,
+        overrides: &Overrides,
+    ) -> Rc<Pipeline> {
+        if let Some(made) = self.made.get(&(variant, overrides.clone())) {
+            return Rc::clone(made);
+        }
+        let name = variant.name();
+        let (module, layout) = self
+            .modules
+            .entry(variant)
+            .or_insert_with(|| (module(device, &variant), layout(device, &variant)));
+        let pipeline_layout = device.raw.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&name),
+            bind_group_layouts: &[Some(layout)],
+            immediate_size: 0,
+        });
+        let constants: Vec<(&str, f64)> =
+            overrides.iter().map(|&(name, value)| (name, f64::from(value))).collect();
+        let raw = device.raw.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&name),
+            layout: Some(&pipeline_layout),
+            module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                // Every kernel writes its workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        let made = Rc::new(Pipeline { raw, layout: layout.clone(), name });
+        self.made.insert((variant, overrides.clone()), Rc::clone(&made));
+        made
+    }
+}
+
+fn module(device: &Device, variant: &Variant) -> wgpu::ShaderModule {
+    let name = variant.name();
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(&name),
+        source: wgpu::ShaderSource::Wgsl(variant.source(cfg!(target_arch = "wasm32")).into()),
+    };
+    let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..Default::default() };
+    // SAFETY: the sources are those of the kernel table, no user text goes in, and every loop in
+    // them counts up to a bound that it does not change. All other run-time checks stay on. (Loop
+    // bounding adds a 64-bit counter to every loop.)
+    unsafe { device.raw.create_shader_module_trusted(descriptor, checks) }
+}
+
+fn layout(device: &Device, variant: &Variant) -> wgpu::BindGroupLayout {
+    let entries: Vec<_> = variant
+        .bindings()
+        .into_iter()
+        .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: match access {
+                    Access::Uniform => wgpu::BufferBindingType::Uniform,
+                    Access::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                    Access::Write => wgpu::BufferBindingType::Storage { read_only: false },
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    device.raw.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(&variant.name()),
+        entries: &entries,
+    })
+}

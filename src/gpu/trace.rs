@@ -1,0 +1,183 @@
+//! Running a step op by op, to see every output or to time every dispatch.
+
+use super::device::Device;
+use super::engine::{Engine, Program, StepShape};
+use super::launch::Plane;
+use super::lower::stride;
+use super::weights::Weights;
+use crate::backend::BackendError;
+use crate::plan::{ActQuant, BufId, BufKind, Rows};
+use wgpu::BufferUsages;
+
+/// Time of one dispatch on the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpTime {
+    /// Label of the operation in the plan.
+    pub label: String,
+    /// Kernel variant.
+    pub kernel: String,
+    /// Nanoseconds.
+    pub ns: f64,
+    /// Bytes of weights that it reads.
+    pub weight_bytes: u64,
+}
+
+/// The rows of a buffer as f32, quantised ones multiplied out.
+pub async fn read_rows(
+    device: &Device,
+    engine: &Engine,
+    id: BufId,
+    shape: StepShape,
+) -> Result<Vec<f32>, BackendError> {
+    let spec = engine.plan.buffer(id).clone();
+    let rows = match spec.rows {
+        Rows::Tokens => shape.tokens,
+        Rows::Outputs => shape.outputs,
+    };
+    if rows == 0 {
+        return Ok(Vec::new());
+    }
+    let (dim, padded) = (spec.dim as usize, stride(spec.dim) as usize);
+    let values = read_plane(device, engine, id, Plane::Values).await?;
+    match spec.kind {
+        BufKind::F32 => {
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(&values);
+            Ok(values.chunks(padded).take(rows as usize).flat_map(|r| &r[..dim]).copied().collect())
+        }
+        BufKind::Quant(rule) => {
+            let scales = read_plane(device, engine, id, Plane::Scales).await?;
+            let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&scales);
+            let groups = rule.groups(spec.dim) as usize;
+            let group = group_len(rule, dim);
+            Ok(values
+                .chunks(padded)
+                .zip(scales.chunks(groups))
+                .take(rows as usize)
+                .flat_map(|(q, d)| (0..dim).map(move |k| f32::from(q[k] as i8) * d[k / group]))
+                .collect())
+        }
+    }
+}
+
+fn group_len(rule: ActQuant, dim: usize) -> usize {
+    rule.group().map_or(dim.max(1), |g| g as usize)
+}
+
+async fn read_plane(
+    device: &Device,
+    engine: &Engine,
+    id: BufId,
+    plane: Plane,
+) -> Result<Vec<u8>, BackendError> {
+    read_buffer(device, engine.plane(id, plane)).await
+}
+
+/// All of a buffer.
+pub async fn read_buffer(device: &Device, buffer: &wgpu::Buffer) -> Result<Vec<u8>, BackendError> {
+    let bytes = buffer.size();
+    let staging = device
+        .guarded("a read-back", bytes, || {
+            let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+            let staging = device.buffer("read back", bytes, usage);
+            let mut encoder = device.raw.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
+            device.queue.submit([encoder.finish()]);
+            Ok(staging)
+        })
+        .await?;
+    device.read(&staging, bytes).await
+}
+
+/// Runs the dispatches of `program` one operation at a time.
+pub async fn trace(
+    device: &Device,
+    engine: &Engine,
+    program: &Program,
+    shape: StepShape,
+    sink: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), BackendError> {
+    let mut ready = program.ready.iter().peekable();
+    for (i, op) in engine.plan.ops.iter().enumerate() {
+        let mut encoder = device.raw.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            while let Some(next) = ready.next_if(|r| r.launch.op == i) {
+                next.encode(&mut pass, shape);
+            }
+        }
+        device.queue.submit([encoder.finish()]);
+        if let Some(out) = op.output() {
+            sink(i, &read_rows(device, engine, out, shape).await?);
+        }
+    }
+    device.check()
+}
+
+/// Times every dispatch of a step by timestamps, median of `repeats` runs.
+pub async fn profile(
+    device: &Device,
+    engine: &Engine,
+    weights: &Weights,
+    shape: StepShape,
+    repeats: usize,
+) -> Result<Vec<OpTime>, BackendError> {
+    let program = if shape.tokens == 1 { &engine.decode } else { &engine.prefill };
+    let running: Vec<_> = program.ready.iter().filter(|r| r.grid(shape).is_some()).collect();
+    if !device.caps.timestamps {
+        let reason = "this device has no timestamps".into();
+        return Err(BackendError::Unsupported { reason });
+    }
+    let mut times = vec![Vec::with_capacity(repeats); running.len()];
+    for _ in 0..repeats {
+        // 2048 dispatches: the most that one query set holds.
+        for (chunk, slots) in running.chunks(2048).zip(times.chunks_mut(2048)) {
+            let count = chunk.len() as u32 * 2;
+            let bytes = u64::from(count) * 8;
+            let resolved = device.raw.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("timestamps"),
+                size: bytes,
+                usage: BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            let set = device.raw.create_query_set(&wgpu::QuerySetDescriptor {
+                label: None,
+                ty: wgpu::QueryType::Timestamp,
+                count,
+            });
+            let mut encoder = device.raw.create_command_encoder(&Default::default());
+            for (i, ready) in chunk.iter().enumerate() {
+                let index = i as u32 * 2;
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: None,
+                    timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                        query_set: &set,
+                        beginning_of_pass_write_index: Some(index),
+                        end_of_pass_write_index: Some(index + 1),
+                    }),
+                });
+                ready.encode(&mut pass, shape);
+            }
+            encoder.resolve_query_set(&set, 0..count, &resolved, 0);
+            device.queue.submit([encoder.finish()]);
+            let stamps: Vec<u64> =
+                bytemuck::pod_collect_to_vec(&read_buffer(device, &resolved).await?);
+            let period = f64::from(device.queue.get_timestamp_period());
+            for (pair, slot) in stamps.chunks(2).zip(slots) {
+                slot.push(pair[1].saturating_sub(pair[0]) as f64 * period);
+            }
+        }
+    }
+    Ok(running
+        .iter()
+        .zip(&mut times)
+        .map(|(ready, times)| {
+            times.sort_by(f64::total_cmp);
+            OpTime {
+                label: engine.plan.labels[ready.launch.op].clone(),
+                kernel: ready.pipeline.name.clone(),
+                ns: times[times.len() / 2],
+                weight_bytes: ready.weight_bytes(weights),
+            }
+        })
+        .collect())
+}
