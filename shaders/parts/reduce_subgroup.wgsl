@@ -2,8 +2,9 @@
 // subgroup on every device that gets this part (Caps: smallest subgroup >= 8), so nothing here
 // depends on the subgroup's size.
 override WG: u32 = 256u;
-var<workgroup> reduce_f: array<f32, WG / 8u>;
-var<workgroup> reduce_i: array<i32, WG / 8u>;
+// Enough for 1024 invocations: naga 30 cannot specialise array lengths that are expressions.
+var<workgroup> reduce_f: array<f32, 128>;
+var<workgroup> reduce_i: array<i32, 128>;
 
 // Sum over each run of `lanes` (a power of two, at most the smallest subgroup) invocations.
 fn lanes_sum_f32(v: f32, tid: u32, lanes: u32) -> f32 {

@@ -40,17 +40,6 @@ pub enum Then {
     Gated(usize),
 }
 
-impl Node {
-    /// The operation whose label the node bears.
-    pub fn main_op(self) -> usize {
-        match self {
-            Node::Op(i) => i,
-            Node::NormQuantize { quantize, .. } => quantize,
-            Node::Linear { linear, .. } => linear,
-        }
-    }
-}
-
 /// What the device and the step allow.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {

@@ -139,6 +139,8 @@ const ROWS: &[Choice] = &[
     },
 ];
 const WEIGHTS: &[Choice] = &[
+    Choice { name: "f32_any", parts: &[part!("weights_f32_any")], bindings: &[(4, Read)], ..PLAIN },
+    Choice { name: "f16_any", parts: &[part!("weights_f16_any")], bindings: &[(4, Read)], ..PLAIN },
     Choice { name: "f32", parts: &[part!("weights_f32")], bindings: &[(4, Read)], ..PLAIN },
     Choice { name: "f16", parts: &[part!("weights_f16")], bindings: &[(4, Read)], ..PLAIN },
     Choice {
@@ -264,6 +266,7 @@ pub static KERNELS: &[Kernel] = &[
                     name: "norm_i8",
                     parts: &[part!("acts_norm_i8")],
                     bindings: &[(4, Read), (5, Read)],
+                    overrides: &["ACT_SLOTS"],
                     ..PLAIN
                 },
             ],
@@ -429,7 +432,7 @@ impl Variant {
         all
     }
 
-    /// Names of the overrides that the module declares.
+    /// Names of the overrides that the module declares. `ACT_SLOTS` follows from another one.
     pub fn overrides(&self) -> Vec<&'static str> {
         let mut all = self.kernel.overrides.to_vec();
         all.extend(self.choices().flat_map(|c| c.overrides));

@@ -473,10 +473,12 @@ impl Lowering<'_> {
         let kind = self.plan.weight(weight).kind;
         let (name, block, parts) = storage(kind)?;
         let (_, k) = kind.shape();
-        // Rows must start at whole 16-byte loads.
-        if name == "f32" && !k.is_multiple_of(4) || name == "f16" && !k.is_multiple_of(8) {
-            return unsupported(format!("{}: {k} columns of {name}", self.plan.labels[i]));
-        }
+        // Rows that do not start at whole 16-byte loads are read one by one.
+        let name = match name {
+            "f32" if !k.is_multiple_of(4) => "f32_any",
+            "f16" if !k.is_multiple_of(8) => "f16_any",
+            name => name,
+        };
         let shards = self.weights.all[weight.0 as usize].shards.iter().enumerate();
         for ((s, shard), (gemv, when)) in shards.flat_map(|s| self.forms(x).map(move |f| (s, f))) {
             let mut binds = vec![(2, Bind::Buf(x, VALUES)), (3, Bind::Buf(out.buf, VALUES))];

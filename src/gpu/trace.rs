@@ -6,7 +6,7 @@ use super::launch::Plane;
 use super::lower::stride;
 use super::weights::Weights;
 use crate::backend::BackendError;
-use crate::plan::{ActQuant, BufId, BufKind, Rows};
+use crate::plan::{ActQuant, BufId, BufKind, Op, Plan, Rows, Slice};
 use wgpu::BufferUsages;
 
 /// Time of one dispatch on the device.
@@ -72,6 +72,19 @@ async fn read_plane(
     read_buffer(device, engine.plane(id, plane)).await
 }
 
+/// What an operation writes; `None` for the cache.
+fn written(plan: &Plan, op: &Op) -> Option<Slice> {
+    match *op {
+        Op::RmsNorm { out, .. }
+        | Op::TernaryLinear { out, .. }
+        | Op::DenseLinear { out, .. }
+        | Op::Attention { out, .. }
+        | Op::GatedAct { out, .. }
+        | Op::Rope { x: out, .. } => Some(out),
+        _ => op.output().map(|buf| plan.whole(buf)),
+    }
+}
+
 /// All of a buffer.
 pub async fn read_buffer(device: &Device, buffer: &wgpu::Buffer) -> Result<Vec<u8>, BackendError> {
     let bytes = buffer.size();
@@ -106,8 +119,13 @@ pub async fn trace(
             }
         }
         device.queue.submit([encoder.finish()]);
-        if let Some(out) = op.output() {
-            sink(i, &read_rows(device, engine, out, shape).await?);
+        if let Some(out) = written(&engine.plan, op) {
+            let dim = engine.plan.buffer(out.buf).dim as usize;
+            let rows = read_rows(device, engine, out.buf, shape).await?;
+            let (at, len) = (out.at as usize, out.dim as usize);
+            let slice: Vec<f32> =
+                rows.chunks(dim).flat_map(|r| &r[at..at + len]).copied().collect();
+            sink(i, &slice);
         }
     }
     device.check()
