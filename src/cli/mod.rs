@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod chat;
 mod default_model;
+mod eval;
 mod failure;
 mod generate;
 mod header;
@@ -63,6 +64,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Measure prefill and decode speed
     Bench(bench::BenchArgs),
+    /// Measure how well a model predicts a text
+    Eval(eval::EvalArgs),
     /// Compare two backends, operation by operation
     Trace(trace::TraceArgs),
     /// Print a completion script for a shell
@@ -102,6 +105,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Tokenize(args) => tokenize::tokenize(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Eval(args) => eval::eval(args),
         Command::Trace(args) => trace::trace(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

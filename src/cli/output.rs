@@ -130,6 +130,15 @@ pub fn progress(quiet: bool, total_bytes: Option<u64>, message: &str) -> Progres
     bar
 }
 
+/// A progress bar that counts up to its length.
+pub fn counter(quiet: bool, message: &str) -> ProgressBar {
+    let bar = progress(quiet, None, message);
+    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// A count of bytes for people.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KB", "MB", "GB", "TB"];
