@@ -10,6 +10,7 @@ use bitnet_rust::session::{
     Device, DeviceChoice, DeviceOptions, Event, LoadOptions, Prompt, Request, Session, files,
 };
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn fixtures() -> PathBuf {
@@ -142,7 +143,17 @@ fn logits_of_prompt(fixture: &Fixture, session: &mut Session, prompt: &Value, to
     }
 }
 
+/// How the reference programs round the activations of a fixture.
+fn rounding_rule(fixture: &str) -> &'static str {
+    match fixture {
+        f if f.contains("TQ") => "per 256",
+        f if f.contains("Q2_0") => "per 32",
+        _ => "per token",
+    }
+}
+
 fn check_logits(choice: DeviceChoice) {
+    let mut by_rule = BTreeMap::new();
     for fixture in all() {
         let Some(device) = open(choice) else { return };
         let mut session = load(&fixture, device);
@@ -158,16 +169,22 @@ fn check_logits(choice: DeviceChoice) {
             "{:34} rms {rms:.5}, argmax {same:.3}, exact {ours:.2} (reference {reference:.2})",
             fixture.name
         );
-        // Where the reference agrees with exact arithmetic, so must we: this tells the rules for
-        // rounding activations apart. Over all prompts, because one value that happens to lie on a
-        // rounding border moves every later position of its prompt.
-        assert!(
-            reference < 0.75 || ours >= reference - 0.35,
-            "{}: {ours:.2} of the positions agree, {reference:.2} could",
-            fixture.name
-        );
+        if reference >= 0.75 {
+            // The wrong rule agrees almost nowhere.
+            assert!(ours >= reference / 3.0, "{}: {ours:.2} of {reference:.2}", fixture.name);
+            let shares = by_rule.entry(rounding_rule(&fixture.name)).or_insert((0.0, 0.0, 0));
+            *shares = (shares.0 + reference, shares.1 + ours, shares.2 + 1);
+        }
         assert!(rms <= 0.03, "{}: rms difference {rms} of the logits' deviation", fixture.name);
         assert!(same >= 0.93, "{}: argmax agrees in {same}", fixture.name);
+    }
+    // Where the reference agrees with exact arithmetic, so must we: this tells the rules for
+    // rounding activations apart. Over all fixtures of a rule, because one value that happens to lie
+    // on a rounding border moves every later position of its prompt.
+    for (rule, (reference, ours, n)) in by_rule {
+        let (reference, ours) = (reference / f64::from(n), ours / f64::from(n));
+        println!("{rule}: exact {ours:.2} (reference {reference:.2})");
+        assert!(ours >= reference - 0.35, "{rule}: {ours:.2} of the positions, {reference:.2}");
     }
 }
 
@@ -262,4 +279,24 @@ fn greedy_cpu() {
 #[test]
 fn hidden_states_cpu() {
     check_hidden(DeviceChoice::Cpu);
+}
+
+#[cfg(feature = "gpu")]
+mod gpu {
+    use super::*;
+
+    #[test]
+    fn logits_gpu() {
+        check_logits(DeviceChoice::Gpu);
+    }
+
+    #[test]
+    fn greedy_gpu() {
+        check_greedy(DeviceChoice::Gpu);
+    }
+
+    #[test]
+    fn hidden_states_gpu() {
+        check_hidden(DeviceChoice::Gpu);
+    }
 }

@@ -92,6 +92,13 @@ fn transcripts_cpu() {
     transcripts(DeviceChoice::Cpu);
 }
 
+/// The same seed writes the same text on every machine.
+#[cfg(feature = "gpu")]
+#[test]
+fn transcripts_gpu() {
+    transcripts(DeviceChoice::Gpu);
+}
+
 #[test]
 fn a_seed_repeats_and_another_differs() {
     let mut s = session();

@@ -2,6 +2,8 @@
 
 use crate::backend::{Backend, BackendError, Caps, Decode, RunOptions, Step};
 use crate::cpu::Cpu;
+#[cfg(feature = "gpu")]
+use crate::gpu::Gpu;
 use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
 
 /// Which machine is wanted.
@@ -28,9 +30,14 @@ pub struct DeviceOptions {
 }
 
 /// A machine that runs plans.
+// One of these lives in a session: its size is of no concern.
+#[allow(clippy::large_enum_variant)]
 pub enum Device {
     /// The CPU.
     Cpu(Cpu),
+    /// A GPU.
+    #[cfg(feature = "gpu")]
+    Gpu(Gpu),
 }
 
 impl Device {
@@ -51,14 +58,24 @@ impl Device {
         }
     }
 
+    #[cfg(feature = "gpu")]
+    async fn open_gpu(options: &DeviceOptions) -> Result<Device, BackendError> {
+        let options =
+            crate::gpu::Options { adapter: options.adapter.clone(), ..Default::default() };
+        Gpu::new(options).await.map(Device::Gpu)
+    }
+
+    #[cfg(not(feature = "gpu"))]
     async fn open_gpu(_: &DeviceOptions) -> Result<Device, BackendError> {
-        Err(BackendError::Unavailable { reason: "this build has no GPU backend".to_string() })
+        Err(BackendError::Unavailable { reason: "built without GPU support".to_string() })
     }
 
     /// Tokens to draw between two looks at the host: a GPU runs ahead to hide the round trip.
     pub fn burst(&self) -> u32 {
         match self {
             Device::Cpu(_) => 1,
+            #[cfg(feature = "gpu")]
+            Device::Gpu(_) => 8,
         }
     }
 }
@@ -67,6 +84,8 @@ macro_rules! each {
     ($self:ident, $d:ident => $e:expr) => {
         match $self {
             Device::Cpu($d) => $e,
+            #[cfg(feature = "gpu")]
+            Device::Gpu($d) => $e,
         }
     };
 }

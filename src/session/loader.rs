@@ -239,6 +239,8 @@ impl Loader {
         let trained = filling.config.max_position_embeddings;
         let chunk = match self.device {
             Device::Cpu(_) => 128,
+            #[cfg(feature = "gpu")]
+            Device::Gpu(_) => 512,
         };
         let context = self.options.context.unwrap_or(trained.min(DEFAULT_CONTEXT));
         let run =
