@@ -226,6 +226,8 @@ export class Generation implements AsyncIterable<string> {
   text(): Promise<string>;
   /** Ends it; iteration stops without an error, `result` rejects with an `AbortError`. */
   stop(): void;
+  /** Tokens written so far. A piece may hold several of them. */
+  readonly tokenCount: number;
   /** Set this to be told while the prompt is run. */
   onPrefill?: (doneTokens: number, totalTokens: number) => void;
 }

@@ -26,6 +26,7 @@ export class Generation {
         return;
       }
       tokens.push(...event.ids);
+      this.tokenCount = tokens.length;
       logprobs.push(...(event.logprobs ?? []));
       if (!event.text) return;
       this.#text += event.text;
@@ -38,6 +39,8 @@ export class Generation {
       text: this.#text, tokens, ...(logprobs.length ? { logprobs } : {}), ...result,
     }));
     this.result.then(() => this.#finish({}), (error) => this.#finish({ error }));
+    /** Tokens written so far; a piece may hold several, or half a character's. */
+    this.tokenCount = 0;
     /** Called while the prompt is run. @type {((done: number, total: number) => void) | undefined} */
     this.onPrefill = undefined;
   }
