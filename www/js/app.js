@@ -147,6 +147,7 @@ async function follow(generation, target, model) {
   const reader = new Reader();
   let waiting = '';
   let scheduled = false;
+  let isFirst = true;
   let sampled = 0;
   // Once a frame, however fast the tokens come: the page never has more to do than it can show.
   const flush = () => {
@@ -173,9 +174,10 @@ async function follow(generation, target, model) {
   thread.begin();
   try {
     for await (const piece of generation) {
-      if (!thread.rates.length) byId('state-text').textContent = 'writing';
+      if (isFirst) byId('state-text').textContent = 'writing';
+      isFirst = false;
       waiting += piece;
-      thread.add(1);
+      thread.mark(generation.tokenCount);
       if (!scheduled) requestAnimationFrame(flush);
       scheduled = true;
     }

@@ -2,19 +2,22 @@
 // written each token pulls it up as high as the writing is fast.
 import { byId, svg } from './dom.js';
 
-/** Tokens that the speed is taken over: enough to be calm, few enough to be live. */
-const WINDOW = 12;
+/** Time that the speed is taken over: long enough to be calm, short enough to be live. A GPU brings
+ * tokens in bursts, so it must hold several of those. */
+const WINDOW_MS = 1000;
 const HEIGHT = 34;
 
 export class Thread {
-  /** When each token came, in ms. @type {number[]} */
-  #times = [];
+  /** How many tokens there were when. @type {{ at: number, count: number }[]} */
+  #marks = [];
   #svg = byId('thread-plot');
   #line = svg('path', { class: 'line' });
   #area = svg('path', { class: 'area' });
   #bar = byId('load-bar');
-  /** Tokens a second at each token. @type {number[]} */
-  rates = [];
+  /** The speed at each mark, by tokens. @type {[number, number][]} */
+  #rates = [];
+  /** Tokens a second, over the last ones. */
+  rate = 0;
 
   constructor() {
     this.#svg.append(this.#area, this.#line);
@@ -22,28 +25,26 @@ export class Thread {
 
   /** Begins a text. */
   begin() {
-    this.#times = [performance.now()];
-    this.rates = [];
+    this.#marks = [];
+    this.#rates = [];
+    this.rate = 0;
     this.draw();
   }
 
-  /** `tokens` more have come. @param {number} tokens */
-  add(tokens) {
-    const now = performance.now();
-    for (let i = 0; i < tokens; i++) this.#times.push(now);
-    this.rates.push(this.rate);
-  }
-
-  /** Tokens a second, over the last ones. */
-  get rate() {
-    const last = this.#times.slice(-WINDOW - 1);
-    const ms = last[last.length - 1] - last[0];
-    return ms > 0 ? (last.length - 1) / ms * 1000 : 0;
+  /** There are `count` tokens now. @param {number} count */
+  mark(count) {
+    const at = performance.now();
+    this.#marks.push({ at, count });
+    while (this.#marks.length > 2 && at - this.#marks[1].at > WINDOW_MS) this.#marks.shift();
+    const [first] = this.#marks;
+    // From the first token on: the time before it was the prompt's.
+    if (at === first.at) return;
+    this.rate = (count - first.count) / (at - first.at) * 1000;
+    if (this.#marks.length > 2) this.#rates.push([count, this.rate]);
   }
 
   draw() {
-    // The first token waits for the prompt; its speed says nothing about writing.
-    const rates = this.rates.slice(2);
+    const rates = this.#rates;
     const width = 1000;
     this.#svg.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`);
     if (rates.length < 2) {
@@ -51,11 +52,13 @@ export class Thread {
       this.#area.setAttribute('d', '');
       return;
     }
-    const top = Math.max(...rates) * 1.15;
-    const step = width / Math.max(rates.length - 1, 160);
-    const points = rates.map((r, i) => `${(i * step).toFixed(1)} ${(HEIGHT - 1 - r / top * (HEIGHT - 4)).toFixed(1)}`);
+    const top = Math.max(...rates.map(([, rate]) => rate)) * 1.15;
+    const [[first], [last]] = [rates[0], rates[rates.length - 1]];
+    const step = width / Math.max(last - first, 160);
+    const points = rates.map(([count, rate]) =>
+      `${((count - first) * step).toFixed(1)} ${(HEIGHT - 1 - rate / top * (HEIGHT - 4)).toFixed(1)}`);
     this.#line.setAttribute('d', `M${points.join('L')}`);
-    this.#area.setAttribute('d', `M0 ${HEIGHT}L${points.join('L')}L${((rates.length - 1) * step).toFixed(1)} ${HEIGHT}Z`);
+    this.#area.setAttribute('d', `M0 ${HEIGHT}L${points.join('L')}L${((last - first) * step).toFixed(1)} ${HEIGHT}Z`);
   }
 
   /** How far a load has come, 0 to 1; `undefined` when none is under way, `null` when unknown.

@@ -52,6 +52,7 @@ class Generation {
       const word = WORDS[(i + seed) % WORDS.length];
       const piece = /^[.,?]$/.test(word) ? word : ` ${word}`;
       text += piece;
+      this.tokenCount = i + 1;
       yield piece;
     }
     this.done({
