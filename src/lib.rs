@@ -15,6 +15,7 @@
 //! | 2 | [`cpu`] · `gpu`: machines that run plans |
 //! | 3 | [`error`] · [`selfcheck`]: a device against the plain twins |
 //! | 4 | [`session`]: loading and generating |
+//! | 5 | `quantize`: float, packed or other weights → a GGUF file |
 //! | 6 | `js`, and the `bitnet` program, which uses this crate as an outsider |
 #![deny(missing_docs)]
 
@@ -26,6 +27,8 @@ pub mod format;
 pub mod gpu;
 pub mod model;
 pub mod plan;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod quantize;
 pub mod sampling;
 pub mod selfcheck;
 pub mod session;

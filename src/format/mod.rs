@@ -12,6 +12,7 @@
 
 mod dtype;
 pub mod gguf;
+pub mod gguf_write;
 mod metadata;
 pub mod safetensors;
 

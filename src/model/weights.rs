@@ -137,6 +137,25 @@ enum Role {
 }
 
 impl Role {
+    const ALL: [Role; 16] = [
+        Role::Embedding,
+        Role::OutputNorm,
+        Role::Head,
+        Role::AttnNorm,
+        Role::Q,
+        Role::K,
+        Role::V,
+        Role::AttnOutput,
+        Role::QNorm,
+        Role::KNorm,
+        Role::AttnSubNorm,
+        Role::FfnNorm,
+        Role::Gate,
+        Role::Up,
+        Role::Down,
+        Role::FfnSubNorm,
+    ];
+
     /// Name without `.weight` (and without the layer) in GGUF, and the names in safetensors: the
     /// first is the usual one, the second 1bitLLM's.
     fn stems(self) -> (&'static str, &'static [&'static str]) {
@@ -161,6 +180,21 @@ impl Role {
             Role::FfnSubNorm => ("ffn_sub_norm", &["mlp.ffn_sub_norm", "mlp.ffn_layernorm"]),
         }
     }
+}
+
+/// The GGUF name of a safetensors tensor, where it has one:
+/// `model.layers.3.mlp.up_proj.weight` → `blk.3.ffn_up.weight`.
+pub fn gguf_name(hf: &str) -> Option<String> {
+    let stem = hf.strip_suffix(".weight")?;
+    let (prefix, stem) = match stem.strip_prefix("model.layers.") {
+        Some(rest) => {
+            let (layer, stem) = rest.split_once('.')?;
+            (format!("blk.{}.", layer.parse::<u32>().ok()?), stem)
+        }
+        None => (String::new(), stem),
+    };
+    let role = Role::ALL.into_iter().find(|role| role.stems().1.contains(&stem))?;
+    Some(format!("{prefix}{}.weight", role.stems().0))
 }
 
 /// How a matrix in a file is stored, as far as its device weight is concerned.

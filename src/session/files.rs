@@ -81,15 +81,7 @@ fn load_folder(
     options: &LoadOptions,
     on_progress: OnProgress<'_>,
 ) -> Result<Session, Error> {
-    let text = |name: &str| read_text(&folder.join(name));
-    let config_path = folder.join("config.json");
-    let hf = HfFiles {
-        config: text("config.json")?.ok_or_else(|| missing(&config_path))?,
-        tokenizer: text("tokenizer.json")?,
-        tokenizer_config: text("tokenizer_config.json")?,
-        generation_config: text("generation_config.json")?,
-        chat_template: text("chat_template.jinja")?,
-    };
+    let hf = hf_files(folder)?;
     let paths = shards(folder)?;
     let mut files = Vec::new();
     for path in &paths {
@@ -109,8 +101,20 @@ fn load_folder(
     finish(loader, on_progress)
 }
 
+/// The small files of a folder.
+pub(crate) fn hf_files(folder: &Path) -> Result<HfFiles, Error> {
+    let text = |name: &str| read_text(&folder.join(name));
+    Ok(HfFiles {
+        config: text("config.json")?.ok_or_else(|| missing(&folder.join("config.json")))?,
+        tokenizer: text("tokenizer.json")?,
+        tokenizer_config: text("tokenizer_config.json")?,
+        generation_config: text("generation_config.json")?,
+        chat_template: text("chat_template.jinja")?,
+    })
+}
+
 /// The weight files of a folder.
-fn shards(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn shards(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let index_path = folder.join("model.safetensors.index.json");
     if let Some(text) = read_text(&index_path)? {
         let index = safetensors::Index::parse(text.as_bytes())?;
@@ -183,7 +187,7 @@ fn missing(path: &Path) -> Error {
     io(path, std::io::Error::new(ErrorKind::NotFound, "no such file"))
 }
 
-fn io(path: &Path, source: std::io::Error) -> Error {
+pub(crate) fn io(path: &Path, source: std::io::Error) -> Error {
     Error::Io { path: path.display().to_string(), source }
 }
 

@@ -32,7 +32,7 @@ mod generate;
 mod i2s;
 mod info;
 mod loader;
-mod repack;
+pub(crate) mod repack;
 mod stop;
 pub mod trace;
 mod transcript;

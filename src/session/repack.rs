@@ -9,7 +9,7 @@ use crate::ternary::{
 };
 
 /// Repacks a whole ternary tensor `[n, k]`; float tensors are ternarised.
-pub(super) fn pack(
+pub(crate) fn pack(
     info: &TensorInfo,
     bytes: &[u8],
     n: usize,
@@ -47,7 +47,7 @@ pub(super) fn convert_rows(
 }
 
 /// A vector of floats as f32.
-pub(super) fn floats(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, TernaryError> {
+pub(crate) fn floats(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<f32>, TernaryError> {
     let source = source(info.dtype, 1, 1)?;
     let mut out = vec![0.0; bytes.len() / source.block().1];
     source.read_row(0, bytes, &mut out)?;

@@ -127,8 +127,16 @@ impl Rows {
     /// # Errors
     /// [`TernaryError::Shape`] when `k` is not whole blocks of the source.
     pub fn new(source: Source, k: usize) -> Result<Self, TernaryError> {
+        Rows::starting_at(source, k, 0)
+    }
+
+    /// For the rows from number `row` on, so that errors name the right one.
+    ///
+    /// # Errors
+    /// [`TernaryError::Shape`] when `k` is not whole blocks of the source.
+    pub fn starting_at(source: Source, k: usize, row: usize) -> Result<Self, TernaryError> {
         source.row_bytes(k)?;
-        Ok(Rows { source, row: 0, f32: vec![0.0; k] })
+        Ok(Rows { source, row, f32: vec![0.0; k] })
     }
 
     /// Appends the next rows as little-endian f32; exact.
