@@ -204,3 +204,45 @@ fn ternary_floats_are_recognised() {
     bytes[4..8].copy_from_slice(&0.123f32.to_le_bytes());
     assert_eq!(absmean::decode_exact(dense::Source::F32, &bytes, n, k), Ok(None));
 }
+
+/// A trained model, rewritten in each layout of I2_S: its norms tell which.
+#[test]
+fn i2_s_layouts_of_a_trained_model_are_told_apart() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tales.gguf");
+    let tensors = load(path.to_str().unwrap());
+    let write = |p: &Packed, variant: i2_s::Variant| {
+        let row = row_bytes(p.k);
+        let code = |r: usize, c: usize| code(&p.codes[r * row..][..row], c);
+        let mut bytes = vec![0; p.n * p.k / 4];
+        for (r, c) in (0..p.n).flat_map(|r| (0..p.k).map(move |c| (r, c))) {
+            let v = r * p.k + c;
+            let (byte, shift) = match variant {
+                i2_s::Variant::Group128 => (v / 128 * 32 + v % 32, 6 - v % 128 / 32 * 2),
+                i2_s::Variant::Group64 => (v / 64 * 16 + v % 16, 6 - v % 64 / 16 * 2),
+                i2_s::Variant::Rows4 => (r / 4 * p.k + c, 6 - r % 4 * 2),
+            };
+            bytes[byte] |= code(r, c) << shift;
+        }
+        bytes.extend([0; 32]);
+        bytes
+    };
+    for variant in i2_s::Variant::ALL {
+        // Any single pair of the first layers settles it.
+        for (norm, linear) in [
+            ("blk.0.attn_norm", "blk.0.attn_q"),
+            ("blk.1.attn_norm", "blk.1.attn_v"),
+            ("blk.1.attn_sub_norm", "blk.1.attn_output"),
+            ("blk.0.ffn_norm", "blk.0.ffn_up"),
+        ] {
+            let norm: Vec<f32> = tensors[&format!("{norm}.weight")]
+                .bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect();
+            let p = decode(&tensors[&format!("{linear}.weight")]);
+            let mut detector = i2_s::Detector::default();
+            detector.observe(&norm, &write(&p, variant), p.n, p.k);
+            assert_eq!(detector.variant(), Some(variant), "{linear}");
+        }
+    }
+}

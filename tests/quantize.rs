@@ -372,3 +372,32 @@ fn written_metadata_gives_the_same_tokenizer() {
     assert_eq!(tokenizer.encode(sample, true).unwrap(), original.encode(sample, true).unwrap());
     assert!(matches!(got.metadata.get("tokenizer.ggml.pre"), Some(Value::String(_))));
 }
+
+#[test]
+fn the_program_reports_and_exits_as_it_should() {
+    let folder = Folder::new("program");
+    let output = folder.join("out.gguf");
+    let program = |input: &Path, more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_bitnet"));
+        command.arg("quantize").arg(input).arg(&output).args(more);
+        let done = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (done.status.code(), text(done.stdout), text(done.stderr))
+    };
+    let packed = fixture("bitnet2b4t-mini/hf-packed-offline");
+    let (code, out, err) = program(&packed, &["--type", "tq1_0", "--embed", "q8_0", "--json"]);
+    assert_eq!((code, &*err), (Some(0), ""));
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["output_bytes"], std::fs::metadata(&output).unwrap().len());
+    assert_eq!(report["tensors"].as_array().unwrap().len(), 35);
+    assert!(report["saved_against_f32"].as_f64().unwrap() > 0.9);
+    let (code, out, _) = program(&packed, &["--tensors"]);
+    assert_eq!(code, Some(0));
+    assert!(out.contains("blk.2.ffn_up.weight") && out.contains("% saved"), "{out}");
+    let (code, out, err) = program(&ordinary(&folder), &[]);
+    assert_eq!((code, &*out), (Some(1), ""));
+    assert!(err.starts_with("error: ") && err.contains("--force"), "{err}");
+    assert_eq!(program(&folder.join("absent"), &[]).0, Some(1));
+    assert_eq!(program(&packed, &["--type", "q3"]).0, Some(2));
+    assert_eq!(program(Path::new("default"), &[]).0, Some(2));
+}

@@ -17,6 +17,7 @@ mod interrupt;
 mod logits;
 mod model;
 mod output;
+mod quantize;
 mod tokenize;
 mod trace;
 
@@ -66,6 +67,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measure how well a model predicts a text
     Eval(eval::EvalArgs),
+    /// Convert a model to a GGUF file with ternary weights
+    Quantize(quantize::QuantizeArgs),
     /// Compare two backends, operation by operation
     Trace(trace::TraceArgs),
     /// Print a completion script for a shell
@@ -106,6 +109,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),
         Command::Eval(args) => eval::eval(args),
+        Command::Quantize(args) => quantize::quantize(args),
         Command::Trace(args) => trace::trace(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

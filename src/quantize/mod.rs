@@ -185,7 +185,7 @@ pub enum QuantizeError {
         "{tensor:?} is not ternary (rounding it to three values would change it by {percent:.0} % \
          rms), and nothing says that the model was trained for ternary weights \
          (quantization_config in config.json, or architecture bitnet): the result would write \
-         nonsense; force it to convert all the same"
+         nonsense"
     )]
     NotTernary {
         /// First linear that is not ternary.
