@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_rust::format::{DType, Event, Metadata, TensorInfo, Value, gguf};
+use bitnet_rust::format::{DType, Event, Metadata, TensorInfo, Value, gguf, gguf_write};
 use bitnet_rust::quantize::{
     LinearType, Options, Progress, QuantizeError, Report, TableType, quantize,
 };
+
+use bitnet_rust::ternary::dense;
 
 #[path = "common/malformed.rs"]
 mod malformed;
@@ -266,6 +268,49 @@ fn an_ordinary_model_is_refused_unless_forced_and_nothing_is_left() {
     // Its output is ternary in itself, so that turning it into another type needs no force.
     let again = folder.join("again.gguf");
     run(&output, &again, options(LinearType::TQ2_0, TableType::F16)).unwrap();
+}
+
+/// A llama GGUF, one of whose linears is not ternary, in several types.
+#[test]
+fn quantised_floats_are_not_taken_for_ternary() {
+    let folder = Folder::new("floats");
+    let model = Gguf::open(&fixture("llama158-mini/gguf/llama158-mini-TQ2_0-q6k.gguf"));
+    let name = "blk.1.ffn_up.weight";
+    let weights: Vec<f32> = (0..768 * 256).map(|i| (i as f32 * 0.7).sin()).collect();
+    let f32_bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let mut rows = dense::Rows::new(dense::Source::F32, 256).unwrap();
+    for dtype in [DType::F32, DType::F16, DType::Q8_0, DType::Q6_K] {
+        let mut bytes = Vec::new();
+        match dtype {
+            DType::F32 => rows.to_f32(&f32_bytes, &mut bytes),
+            DType::F16 => rows.to_f16(&f32_bytes, &mut bytes),
+            DType::Q8_0 => rows.to_q8_0(&f32_bytes, &mut bytes),
+            _ => rows.to_q6_k(&f32_bytes, &mut bytes),
+        }
+        .unwrap();
+        let types: Vec<_> = model
+            .tensors
+            .iter()
+            .map(|t| {
+                let dtype = if t.name == name { dtype } else { t.dtype };
+                (t.name.clone(), dtype, t.shape.clone())
+            })
+            .collect();
+        let (mut file, infos) = gguf_write::header(&model.metadata, &types).unwrap();
+        for info in &infos {
+            file.resize(info.offset as usize, 0);
+            file.extend(if info.name == name { &bytes } else { model.tensor(&info.name).1 });
+        }
+        let (input, output) = (folder.join("in.gguf"), folder.join("out.gguf"));
+        std::fs::write(&input, file).unwrap();
+        match run(&input, &output, Options::default()) {
+            Err(QuantizeError::NotTernary { tensor, .. }) => assert_eq!(tensor, name),
+            other => panic!("{dtype}: {other:?}"),
+        }
+        let forced = Options { force: true, ..Options::default() };
+        let report = run(&input, &output, forced).unwrap();
+        assert!(report.tensors.iter().all(|t| (t.relative_error > 0.1) == (t.name == name)));
+    }
 }
 
 #[test]

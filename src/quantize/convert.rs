@@ -8,6 +8,7 @@ use super::input::{Input, Job, Kind, unsupported, weights_error};
 use super::{
     LinearType, OnProgress, Options, Progress, QuantizeError, Report, TableType, TensorReport,
 };
+use crate::format::gguf::DEFAULT_ALIGNMENT;
 use crate::format::{DType, TensorInfo, gguf_write};
 use crate::session::repack;
 use crate::ternary::dense::{Rows, Source};
@@ -31,7 +32,11 @@ pub(super) fn write(
         infos.push((job.name.clone(), output_type(input, job, options)?, job.shape.clone()));
     }
     let (header, infos) = gguf_write::header(&input.metadata, &infos)?;
-    let total_bytes = infos.last().map_or(header.len() as u64, |t| t.offset + t.bytes);
+    // The last tensor is padded like the others, as reference writers do.
+    let alignment =
+        u64::from(input.metadata.get_u32("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT));
+    let end = infos.last().map_or(header.len() as u64, |t| t.offset + t.bytes);
+    let total_bytes = end.next_multiple_of(alignment);
     out.write_all(&header)?;
     let mut written = Counted { out, bytes: header.len() as u64 };
     let mut tensors = Vec::with_capacity(jobs.len());
@@ -69,6 +74,7 @@ pub(super) fn write(
             relative_error,
         });
     }
+    written.pad_to(total_bytes)?;
     let weights = infos.iter().map(TensorInfo::elems).sum();
     Ok(Report {
         tensors,
@@ -119,7 +125,8 @@ fn linear(
     let (n, k) = (n as usize, k as usize);
     let bytes = input.read_all(job.tensor)?;
     let bad = |e: TernaryError| QuantizeError::from(weights_error(&info.name, e));
-    let floats = float_source(info.dtype);
+    // Quantised floats are floats too: only what is ternary skips the question.
+    let floats = dense_source(info.dtype);
     let mut packed = match floats {
         None => repack::pack(&info, &bytes, n, k, input.variant).map_err(bad)?,
         Some(source) => match absmean::decode_exact(source, &bytes, n, k).map_err(bad)? {
@@ -305,23 +312,17 @@ fn convert(
     Ok((out, change, size))
 }
 
-fn float_source(dtype: DType) -> Option<Source> {
+fn dense_source(dtype: DType) -> Option<Source> {
     match dtype {
         DType::F32 => Some(Source::F32),
         DType::F16 => Some(Source::F16),
         DType::BF16 => Some(Source::BF16),
-        _ => None,
-    }
-}
-
-fn dense_source(dtype: DType) -> Option<Source> {
-    float_source(dtype).or(match dtype {
         DType::Q8_0 => Some(Source::Q8_0),
         DType::Q6_K => Some(Source::Q6_K),
         DType::Q4_K => Some(Source::Q4_K),
         DType::Q4_0 => Some(Source::Q4_0),
         _ => None,
-    })
+    }
 }
 
 /// Counts what is written.

@@ -371,7 +371,7 @@ fn parser_end(path: &Path) -> Error {
     files::io(path, std::io::ErrorKind::UnexpectedEof.into())
 }
 
-/// `general.file_type` and the like of a model of this configuration.
+/// Something that the output cannot hold.
 pub(super) fn unsupported(reason: impl Into<String>) -> QuantizeError {
     QuantizeError::Unsupported { reason: reason.into() }
 }

@@ -123,10 +123,6 @@ fn tokenizer(
             put(&format!("ggml.{name}_token_id"), Value::U32(id))?;
         }
     }
-    let other_ends = original.eos_ids().iter().filter(|&&id| Some(id) != original.eos());
-    for (name, &id) in ["eot", "eom"].iter().zip(other_ends) {
-        put(&format!("ggml.{name}_token_id"), Value::U32(id))?;
-    }
     put("ggml.add_bos_token", Value::Bool(original.add_bos()))?;
     if let Some(template) = template(hf) {
         put("chat_template", Value::String(template))?;
@@ -143,10 +139,19 @@ fn tokenizer(
                 (Ok(a), Ok(b)) if a == b
             )
         };
-        if PROBES.iter().all(same) {
-            *m = tried;
-            return Ok(());
+        if !PROBES.iter().all(same) {
+            continue;
         }
+        // Ends of a turn that are not known by their names.
+        let known = tokenizer.eos_ids();
+        let ends = original.eos_ids().iter().filter(|id| !known.contains(id));
+        let mut keys = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"].iter();
+        for &id in ends {
+            let key = keys.next().ok_or_else(|| bad("more than three tokens end a turn"))?;
+            tried.insert((*key).into(), Value::U32(id))?;
+        }
+        *m = tried;
+        return Ok(());
     }
     Err(bad(&format!(
         "its pre-tokenizer is none of those that can be written to GGUF ({})",
