@@ -12,7 +12,6 @@ use crate::backend::{BackendError, Decode};
 use crate::sampling::Sampling;
 use futures_channel::oneshot;
 use std::collections::VecDeque;
-use std::rc::Rc;
 use wgpu::BufferUsages;
 
 /// Tokens drawn in one submit. A stop is noticed at most two batches late.
@@ -22,9 +21,9 @@ const SHARES: u32 = 64;
 
 /// Pipelines and buffers of the draw.
 pub struct Sampler {
-    argmax: (Rc<Pipeline>, wgpu::BindGroup),
-    greedy: (Rc<Pipeline>, wgpu::BindGroup),
-    sampled: (Rc<Pipeline>, wgpu::BindGroup),
+    argmax: (Pipeline, wgpu::BindGroup),
+    greedy: (Pipeline, wgpu::BindGroup),
+    sampled: (Pipeline, wgpu::BindGroup),
     params: wgpu::Buffer,
     drawn: wgpu::Buffer,
     staging: Vec<wgpu::Buffer>,

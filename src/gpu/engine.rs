@@ -11,7 +11,6 @@ use super::weights::Weights;
 use crate::backend::{BackendError, KvType, Outputs, RunOptions};
 use crate::plan::{BufId, BufKind, BufSpec, Plan, RopeSpec, Rows, WeightPart};
 use std::collections::HashMap;
-use std::rc::Rc;
 use wgpu::BufferUsages;
 
 /// Multiply-adds of ternary and dense products that one submit may hold. A small GPU does some
@@ -33,7 +32,7 @@ struct Planes {
 
 /// A dispatch with everything bound.
 pub struct Ready {
-    pub pipeline: Rc<Pipeline>,
+    pub pipeline: Pipeline,
     group: wgpu::BindGroup,
     pub launch: Launch,
 }

@@ -3,12 +3,12 @@
 use super::device::Device;
 use super::kernels::{Access, Variant};
 use std::collections::HashMap;
-use std::rc::Rc;
 
 /// Values of overrides.
 pub type Overrides = Vec<(&'static str, u32)>;
 
-/// A compiled variant.
+/// A compiled variant; cheap to clone.
+#[derive(Clone)]
 pub struct Pipeline {
     pub raw: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
@@ -19,7 +19,7 @@ pub struct Pipeline {
 #[derive(Default)]
 pub struct Pipelines {
     modules: HashMap<Variant, (wgpu::ShaderModule, wgpu::BindGroupLayout)>,
-    made: HashMap<(Variant, Overrides), Rc<Pipeline>>,
+    made: HashMap<(Variant, Overrides), Pipeline>,
 }
 
 impl Pipelines {
@@ -29,9 +29,9 @@ impl Pipelines {
         device: &Device,
         variant: Variant,
         overrides: &Overrides,
-    ) -> Rc<Pipeline> {
+    ) -> Pipeline {
         if let Some(made) = self.made.get(&(variant, overrides.clone())) {
-            return Rc::clone(made);
+            return made.clone();
         }
         let name = variant.name();
         let (module, layout) = self
@@ -57,8 +57,8 @@ impl Pipelines {
             },
             cache: None,
         });
-        let made = Rc::new(Pipeline { raw, layout: layout.clone(), name });
-        self.made.insert((variant, overrides.clone()), Rc::clone(&made));
+        let made = Pipeline { raw, layout: layout.clone(), name };
+        self.made.insert((variant, overrides.clone()), made.clone());
         made
     }
 }
