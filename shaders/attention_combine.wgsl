@@ -1,7 +1,7 @@
 // out = sum_s exp(m_s - m) acc_s / sum_s exp(m_s - m) l_s: joins the splits of attention_decode
 //
 // Shapes: partial [T, H, splits, D + 2], out slice of [T, H * D].
-// Dispatch: (H, T, 1). Parts: step. Twin: src/cpu/attention.rs.
+// Dispatch: (H, T, 1). Parts: step, exp. Twin: src/cpu/attention.rs.
 struct Params {
     head_dim: u32,
     out_stride: u32,
@@ -23,13 +23,13 @@ fn main(
     for (var s = 1u; s < step.splits; s++) { m = max(m, partial[first + s * size]); }
     var l = 0.0;
     for (var s = 0u; s < step.splits; s++) {
-        l += exp(partial[first + s * size] - m) * partial[first + s * size + 1u];
+        l += exp_f32(partial[first + s * size] - m) * partial[first + s * size + 1u];
     }
     for (var i = tid; i < p.head_dim; i += 64u) {
         var sum = 0.0;
         for (var s = 0u; s < step.splits; s++) {
             let at = first + s * size;
-            sum += exp(partial[at] - m) * partial[at + 2u + i];
+            sum += exp_f32(partial[at] - m) * partial[at + 2u + i];
         }
         out[wg.y * p.out_stride + p.out_at + wg.x * p.head_dim + i] = sum / l;
     }

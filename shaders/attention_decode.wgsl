@@ -7,7 +7,7 @@
 //
 // Shapes: q slice of [T, H * D], cache [context, G * D] twice, out slice of [T, H * D] or
 // partial [T, H, splits, D + 2].
-// Dispatch: (H, splits, T). Parts: step, reduce_*, kv_*, (f16_round).
+// Dispatch: (H, splits, T). Parts: step, reduce_*, kv_*, f16_round, exp, turn_*.
 // Twin: src/cpu/attention.rs.
 struct Params {
     group: u32, // H / G
@@ -31,6 +31,8 @@ var<workgroup> query: array<vec4<f32>, QUADS>;
 var<workgroup> weights: array<f32, WG>;
 var<workgroup> sums: array<vec4<f32>, WG>;
 
+fn rotary(i: u32) -> f32 { return q[i]; }
+
 // Nothing is appended here: kv_append ran before.
 fn new_key4(t: u32, quad: u32) -> vec4<f32> { return vec4<f32>(0.0); }
 fn new_value4(t: u32, quad: u32) -> vec4<f32> { return vec4<f32>(0.0); }
@@ -44,14 +46,17 @@ fn main(
     let head = wg.x;
     let splits = step.splits;
     let t = wg.z;
-    let positions = step.pos + t + 1u;
+    let pos = step.pos + t;
+    let positions = pos + 1u;
     let share = (positions + splits - 1u) / splits;
     let begin = min(wg.y * share, positions);
     let end = min(begin + share, positions);
     let origin = head / p.group * QUADS;
     for (var i = tid; i < QUADS; i += WG) {
-        let at = t * p.q_stride + p.q_at + (head * QUADS + i) * 4u;
-        query[i] = vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]) * p.scale;
+        let at = t * p.q_stride + p.q_at + head * QUADS * 4u;
+        let d = i * 4u;
+        query[i] = p.scale * vec4<f32>(turned(at, d, pos), turned(at, d + 1u, pos),
+            turned(at, d + 2u, pos), turned(at, d + 3u, pos));
     }
     workgroupBarrier();
 
@@ -80,9 +85,9 @@ fn main(
         workgroupBarrier();
         let score = weights[tid];
         let m_new = max(m, workgroup_max_f32(score, tid));
-        let shrink = exp(m - m_new);
+        let shrink = exp_f32(m - m_new);
         var weight = 0.0;
-        if (tid < count) { weight = exp(score - m_new); }
+        if (tid < count) { weight = exp_f32(score - m_new); }
         weights[tid] = weight;
         l = l * shrink + workgroup_sum_f32(weight, tid);
         acc *= shrink;

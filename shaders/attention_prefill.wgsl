@@ -4,7 +4,7 @@
 // workgroup memory, online softmax. An invocation holds 4 queries x (4 or 8) features of the output.
 //
 // Shapes: q slice of [T, H * D], cache [context, G * D] twice, out slice of [T, H * D]; D <= 256.
-// Dispatch: (ceil(T / 32), H, 1). Parts: step, kv_*, (f16_round). Twin: src/cpu/attention.rs.
+// Dispatch: (ceil(T / 32), H, 1). Parts: step, kv_*, f16_round, exp. Twin: src/cpu/attention.rs.
 struct Params {
     group: u32, // H / G
     kv_quads: u32, // G * D / 4
@@ -79,9 +79,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
         var m_new = m;
         for (var j = 0u; j < 32u; j++) { m_new = max(m_new, weights[j * 8u + quarter]); }
         workgroupBarrier();
-        weights[key * 8u + quarter] = select(vec4<f32>(0.0), exp(score - m_new), seen);
+        weights[key * 8u + quarter] = select(vec4<f32>(0.0), exp4_f32(score - m_new), seen);
         workgroupBarrier();
-        let shrink = exp(m - m_new);
+        let shrink = exp4_f32(m - m_new);
         m = m_new;
         l *= shrink;
         for (var i = 0u; i < 4u; i++) {

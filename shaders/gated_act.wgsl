@@ -1,7 +1,7 @@
 // out = act(gate) * up, act 0: relu(x)^2 (in f32: it overflows f16), 1: x * sigmoid(x)
 //
 // Shapes: gate, up, out slices of [T, dim].
-// Dispatch: (ceil(dim / 256), T, 1). Parts: step. Twin: src/cpu/gated_act.rs.
+// Dispatch: (ceil(dim / 256), T, 1). Parts: step, exp. Twin: src/cpu/gated_act.rs.
 struct Params {
     dim: u32,
     act: u32,
@@ -22,7 +22,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (id.x < p.dim) {
         let g = gate[id.y * p.gate_stride + p.gate_at + id.x];
         var act = max(g, 0.0) * max(g, 0.0);
-        if (p.act == 1u) { act = g / (1.0 + exp(-g)); }
+        if (p.act == 1u) { act = g * sigmoid_f32(g); }
         out[id.y * p.out_stride + p.out_at + id.x] = act * up[id.y * p.up_stride + p.up_at + id.x];
     }
 }

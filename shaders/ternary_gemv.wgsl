@@ -9,7 +9,7 @@
 //
 // Shapes: acts [T, K64] int8, codes [N, K64/64] blocks of 16 bytes, out slice of [T, N].
 // Dispatch: (ceil(N / (WG / LANES * ROWS)), T, 1), N/2 for the gated ones; one a shard.
-// Parts: step, reduce_*, dot4_*, acts_{i8,norm_i8}, sum_{row,group}, block_*.
+// Parts: step, exp, reduce_*, dot4_*, acts_{i8,norm_i8}, sum_{row,group}, block_*.
 // Twin: src/cpu/ternary_linear.rs (and rms_norm, quantize, gated_act, add for the fused forms).
 struct Params {
     rows: u32, // of this shard
@@ -98,7 +98,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
             if (unit < p.half) {
                 let gate = y[0];
                 var act = max(gate, 0.0) * max(gate, 0.0);
-                if (EPILOGUE == 3u) { act = gate / (1.0 + exp(-gate)); }
+                if (EPILOGUE == 3u) { act = gate * sigmoid_f32(gate); }
                 out[at + unit] = act * y[1];
             }
         } else {

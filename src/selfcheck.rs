@@ -39,6 +39,7 @@ pub fn cases() -> Vec<Case> {
     linears(&mut all);
     attention(&mut all);
     elementwise(&mut all);
+    fused(&mut all);
     draws(&mut all);
     all
 }
@@ -307,6 +308,12 @@ fn norms(all: &mut Vec<Case>) {
         b.op(Op::RmsNorm { x, weight, out, eps: 1e-5 });
         all.push(b.finish(out, "rms_norm", format!("{dim} values, groups of {len}"), FLOAT));
     }
+    let mut b = Builder::new();
+    let x = b.input("x", 320);
+    let part = Slice { at: 64, dim: 192, ..x };
+    let weight = b.weight(WeightKind::Vector { len: 32 });
+    b.op(Op::RmsNorm { x: part, weight, out: part, eps: 1e-6 });
+    all.push(b.finish(x, "rms_norm", "heads of 32, in place".to_string(), FLOAT));
 }
 
 const RULES: [ActQuant; 3] = [ActQuant::PerToken, ActQuant::Block256, ActQuant::Block32];
@@ -328,13 +335,14 @@ fn linears(all: &mut Vec<Case>) {
             }
         }
     }
-    for (n, k) in [(VOCAB, 256), (1, 64)] {
+    for (n, k, block) in [(VOCAB, 256, None), (1, 64, None), (VOCAB, 192, Some(64))] {
         let mut b = Builder::new();
         let x = b.input("x", k);
-        let weight = b.weight(WeightKind::Ternary { n, k, block: None });
+        let weight = b.weight(WeightKind::Ternary { n, k, block });
         let out = b.floats("y", n);
         b.op(Op::TernaryLinear { x: x.buf, weight, out });
-        all.push(b.finish(out, "ternary_linear", format!("f32, N = {n}, K = {k}"), FLOAT));
+        let variant = format!("f32, block {block:?}, N = {n}, K = {k}");
+        all.push(b.finish(out, "ternary_linear", variant, FLOAT));
     }
     for dtype in [MatrixType::F32, MatrixType::F16, MatrixType::Q8] {
         for (n, k) in [(VOCAB, 256), (1, 64), (1000, 96)] {
@@ -346,6 +354,13 @@ fn linears(all: &mut Vec<Case>) {
             all.push(b.finish(out, "dense_linear", format!("{dtype:?}, N = {n}, K = {k}"), HALF));
         }
     }
+    // Rows of f16 that start in the middle of a word.
+    let mut b = Builder::new();
+    let x = b.input("x", 67);
+    let weight = b.weight(WeightKind::Matrix { n: VOCAB, k: 67, dtype: MatrixType::F16 });
+    let out = b.floats("y", VOCAB);
+    b.op(Op::DenseLinear { x: x.buf, weight, out });
+    all.push(b.finish(out, "dense_linear", "F16, K = 67".to_string(), HALF));
 }
 
 fn attention(all: &mut Vec<Case>) {
@@ -389,6 +404,43 @@ fn elementwise(all: &mut Vec<Case>) {
     let y = b.input("y", VOCAB);
     b.op(Op::Add { x: x.buf, y: y.buf });
     all.push(b.finish(x, "add", format!("{VOCAB} values"), FLOAT));
+}
+
+/// What stands side by side in a layer, and may run as one: norm, rounding, product, residual or gate.
+fn fused(all: &mut Vec<Case>) {
+    for (rule, block) in [
+        (ActQuant::PerToken, None),
+        (ActQuant::Block256, Some(256)),
+        (ActQuant::Block32, Some(128)),
+    ] {
+        for act in [Activation::Silu, Activation::Relu2] {
+            let mut b = Builder::new();
+            let x = b.input("x", 320);
+            let weight = b.weight(WeightKind::Vector { len: 320 });
+            let normed = b.floats("normed", 320);
+            b.op(Op::RmsNorm { x, weight, out: normed, eps: 1e-5 });
+            let q = b.buffer("q", 320, BufKind::Quant(rule), Rows::Tokens);
+            b.op(Op::Quantize { x: normed, out: q.buf });
+            let weight = b.weight(WeightKind::Ternary { n: 2 * 404, k: 320, block });
+            let both = b.floats("gate_up", 2 * 404);
+            b.op(Op::TernaryLinear { x: q.buf, weight, out: both });
+            let part = |at| Slice { buf: both.buf, at, dim: 404 };
+            let gated = b.floats("gated", 404);
+            b.op(Op::GatedAct { gate: part(0), up: part(404), act, out: gated });
+            let weight = b.weight(WeightKind::Vector { len: 404 });
+            let normed = b.floats("gated_normed", 404);
+            b.op(Op::RmsNorm { x: gated, weight, out: normed, eps: 1e-5 });
+            let q = b.buffer("gated_q", 404, BufKind::Quant(rule), Rows::Tokens);
+            b.op(Op::Quantize { x: normed, out: q.buf });
+            let weight = b.weight(WeightKind::Ternary { n: 320, k: 404, block });
+            let y = b.floats("y", 320);
+            b.op(Op::TernaryLinear { x: q.buf, weight, out: y });
+            b.op(Op::Add { x: x.buf, y: y.buf });
+            // Values that round the other way, twice over.
+            let variant = format!("{rule:?}, block {block:?}, {act:?}");
+            all.push(b.finish(x, "feed_forward", variant, 1e-4));
+        }
+    }
 }
 
 /// The logits are a row of a table, the same bits everywhere: what is drawn must be the same.

@@ -1,15 +1,21 @@
-//! Every kernel on a GPU against its plain twin.
+//! Every kernel variant on a GPU against its plain twin.
 //!
 //! Needs an adapter: `BITNET_ADAPTER=llvmpipe` (with `VK_ICD_FILENAMES` pointing at lavapipe) or a
 //! real one. `REQUIRE_GPU=1` turns a missing adapter into a failure; otherwise it is a visible skip.
+//! `KERNEL` restricts the cases to one stem.
 #![cfg(all(feature = "gpu", not(target_arch = "wasm32")))]
 
-use bitnet_rust::backend::Backend;
-use bitnet_rust::gpu::{Gpu, Options};
+use bitnet_rust::backend::*;
+use bitnet_rust::cpu::Cpu;
+use bitnet_rust::gpu::{Gpu, Options, kernels};
+use bitnet_rust::plan::*;
+use bitnet_rust::sampling::{Sampling, threefry2x32};
 use bitnet_rust::selfcheck;
+use pollster::block_on;
+use std::collections::BTreeSet;
 
 fn open(options: Options) -> Option<Gpu> {
-    match pollster::block_on(Gpu::new(options)) {
+    match block_on(Gpu::new(Options { guards: true, ..options })) {
         Ok(gpu) => Some(gpu),
         Err(e) if std::env::var("REQUIRE_GPU").is_ok_and(|v| v == "1") => panic!("{e}"),
         Err(e) => {
@@ -19,9 +25,9 @@ fn open(options: Options) -> Option<Gpu> {
     }
 }
 
-/// Runs every case of the self-check; `KERNEL` restricts it to one stem.
-fn check(options: Options) {
-    let Some(mut gpu) = open(options) else { return };
+/// Runs every case of the self-check; says which variants were compiled for it.
+fn check(options: Options) -> BTreeSet<String> {
+    let Some(mut gpu) = open(options) else { return BTreeSet::new() };
     let only = std::env::var("KERNEL").ok();
     let mut failures = Vec::new();
     let mut ran = 0;
@@ -30,20 +36,189 @@ fn check(options: Options) {
             continue;
         }
         ran += 1;
-        if let Err(e) = pollster::block_on(case.run(&mut gpu)) {
+        let outcome = block_on(case.run(&mut gpu))
+            .and_then(|()| block_on(gpu.check_guards()).map_err(|e| e.to_string()));
+        if let Err(e) = outcome {
             failures.push(format!("{} {}: {e}", case.kernel, case.variant));
         }
     }
     eprintln!("{ran} cases on {}", gpu.caps().adapter);
     assert!(failures.is_empty(), "{} of {ran} failed:\n{}", failures.len(), failures.join("\n"));
+    gpu.kernels_used()
 }
 
 #[test]
 fn kernels_agree_with_their_twins() {
-    check(Options::default());
+    let mut used = BTreeSet::new();
+    for (subgroups, dot4) in [(true, true), (true, false), (false, true), (false, false)] {
+        used.extend(check(Options { subgroups, dot4, ..Options::default() }));
+    }
+    if used.is_empty() || std::env::var_os("KERNEL").is_some() {
+        return;
+    }
+    let has_subgroups = used.iter().any(|name| name.contains("subgroup"));
+    let untested: Vec<_> = kernels::variants()
+        .iter()
+        .map(|v| v.name())
+        .filter(|name| has_subgroups || !name.contains("subgroup"))
+        .filter(|name| !used.contains(name))
+        // Covered by `attention_split_over_the_context`.
+        .filter(|name| name != "attention_combine")
+        .collect();
+    assert!(untested.is_empty(), "no case runs {untested:#?}");
+}
+
+/// Attention over what an embedding of random rows left in the cache; the logits are its output.
+fn attention_plan() -> Plan {
+    let (heads, kv_heads, head_dim, vocab) = (4, 2, 32, 128);
+    let buffer = |name, dim, rows| BufSpec { name, dim, kind: BufKind::F32, rows };
+    let table = |name: &str, k| WeightSpec {
+        name: name.into(),
+        kind: WeightKind::Matrix { n: vocab, k, dtype: MatrixType::F32 },
+    };
+    let whole = |buf, dim| Slice { buf: BufId(buf), at: 0, dim };
+    let (q, k, v) = (whole(0, heads * head_dim), whole(1, kv_heads * head_dim), whole(2, 64));
+    let ops = vec![
+        Op::Embed { table: WeightId(0), out: q.buf },
+        Op::Embed { table: WeightId(1), out: k.buf },
+        Op::Embed { table: WeightId(2), out: v.buf },
+        Op::Rope { x: q, head_dim },
+        Op::Rope { x: k, head_dim },
+        Op::KvAppend { k, v, layer: 0 },
+        Op::Attention { q, layer: 0, heads, scale: 0.6, out: whole(3, 128) },
+        Op::TakeOutputs { x: BufId(3), out: BufId(4) },
+    ];
+    Plan {
+        buffers: vec![
+            buffer("q", 128, Rows::Tokens),
+            buffer("k", 64, Rows::Tokens),
+            buffer("v", 64, Rows::Tokens),
+            buffer("attn", 128, Rows::Tokens),
+            buffer("logits", vocab, Rows::Outputs),
+        ],
+        weights: vec![table("q", 128), table("k", 64), table("v", 64)],
+        labels: ops.iter().map(|op| op.stem().to_string()).collect(),
+        ops,
+        rope: RopeSpec {
+            layout: RopeLayout::HalfSplit,
+            inv_freq: (0..16).map(|i| 0.6f32.powi(i)).collect(),
+            mscale: 1.0,
+        },
+        kv: KvSpec { layers: 1, kv_heads, head_dim },
+        vocab,
+        logits: BufId(4),
+    }
+}
+
+fn load(backend: &mut impl Backend, plan: &Plan, options: RunOptions) {
+    block_on(backend.allocate(&plan.weights)).unwrap();
+    for (i, spec) in plan.weights.iter().enumerate() {
+        let len = spec.kind.part_bytes(WeightPart::Data) as u32 / 4;
+        let values: Vec<f32> = (0..len)
+            .map(|j| threefry2x32([i as u32, 9], [j, 0])[0] as f32 / u32::MAX as f32 * 2.0 - 1.0)
+            .collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        // In two pieces, as a stream would bring it.
+        let half = (bytes.len() / 2) & !3;
+        let id = WeightId(i as u32);
+        backend.write_weight(id, WeightPart::Data, 0, &bytes[..half]).unwrap();
+        backend.write_weight(id, WeightPart::Data, half as u64, &bytes[half..]).unwrap();
+    }
+    block_on(backend.prepare(plan, options)).unwrap();
 }
 
 #[test]
-fn kernels_agree_with_their_twins_without_subgroups_and_dot4() {
-    check(Options { subgroups: false, dot4: false, ..Options::default() });
+fn attention_split_over_the_context() {
+    let Some(mut gpu) = open(Options::default()) else { return };
+    let mut cpu = Cpu::new(Some(1)).unwrap();
+    let plan = attention_plan();
+    for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
+        let options = RunOptions { context: 700, kv_type, max_tokens: 64 };
+        load(&mut gpu, &plan, options);
+        load(&mut cpu, &plan, options);
+        for pos in (0..640).step_by(64) {
+            let tokens: Vec<u32> = (pos..pos + 64).map(|p| p * 37 % plan.vocab).collect();
+            let step = Step { tokens: &tokens, pos, outputs: Outputs::None };
+            block_on(gpu.forward(step)).unwrap();
+            block_on(cpu.forward(step)).unwrap();
+        }
+        // Backwards: a step forgets what is cached past it.
+        for pos in [640, 639, 512, 511, 256, 255] {
+            let step = Step { tokens: &[5], pos, outputs: Outputs::Last };
+            block_on(gpu.forward(step)).unwrap();
+            block_on(cpu.forward(step)).unwrap();
+            let (got, want) = (block_on(gpu.logits()).unwrap(), block_on(cpu.logits()).unwrap());
+            let error: f64 = want.iter().zip(&got).map(|(w, g)| f64::from(w - g).powi(2)).sum();
+            let power: f64 = want.iter().map(|w| f64::from(*w).powi(2)).sum();
+            assert!(error <= 1e-6 * power, "{kv_type:?}, {pos}: {:.1e}", error / power);
+        }
+        block_on(gpu.check_guards()).unwrap();
+    }
+}
+
+/// Calls outside the contract, and requests that no device can meet, are errors of the right kind;
+/// what comes after them works.
+#[test]
+fn errors_are_typed_and_leave_a_clean_state() {
+    let Some(mut gpu) = open(Options::default()) else { return };
+    let plan = attention_plan();
+    let options = RunOptions { context: 32, kv_type: KvType::F16, max_tokens: 8 };
+    let is_invalid =
+        |r: Result<(), BackendError>| matches!(r, Err(BackendError::InvalidCall { .. }));
+    let forward = |gpu: &mut Gpu, tokens: &[u32], pos| {
+        block_on(gpu.forward(Step { tokens, pos, outputs: Outputs::Last }))
+    };
+    assert!(is_invalid(forward(&mut gpu, &[1], 0)), "nothing is prepared");
+
+    let huge = WeightKind::Matrix { n: 4, k: u32::MAX - 63, dtype: MatrixType::F32 };
+    let specs = [WeightSpec { name: "huge".into(), kind: huge }];
+    match block_on(gpu.allocate(&specs)) {
+        Err(BackendError::OutOfMemory { .. } | BackendError::Unsupported { .. }) => {}
+        other => panic!("rows of 16 GiB: {other:?}"),
+    }
+    assert_eq!(gpu.allocated_bytes(), 0, "nothing stays allocated");
+
+    load(&mut gpu, &plan, options);
+    assert!(is_invalid(forward(&mut gpu, &[], 0)));
+    assert!(is_invalid(forward(&mut gpu, &[1; 9], 0)));
+    assert!(is_invalid(forward(&mut gpu, &[plan.vocab], 0)));
+    assert!(is_invalid(forward(&mut gpu, &[1, 2], 31)));
+    assert!(is_invalid(forward(&mut gpu, &[1], u32::MAX)));
+    assert!(is_invalid(forward(&mut gpu, &[1], 1)), "position 0 is not in the cache");
+    let write = |gpu: &mut Gpu, id, offset, len| {
+        gpu.write_weight(WeightId(id), WeightPart::Data, offset, &vec![0; len])
+    };
+    assert!(is_invalid(write(&mut gpu, 9, 0, 4)));
+    assert!(is_invalid(write(&mut gpu, 0, 2, 4)));
+    assert!(is_invalid(write(&mut gpu, 0, u64::MAX - 3, 8)));
+    let sampling = Sampling::greedy();
+    let decode = Decode { feed: None, pos: 0, count: 1, sampling: &sampling, stop: &[] };
+    let drawn = |gpu: &mut Gpu, d| block_on(gpu.decode(d)).map(|_| ());
+    assert!(is_invalid(drawn(&mut gpu, decode)), "there are no logits");
+    assert!(is_invalid(drawn(&mut gpu, Decode { feed: Some(1), count: 0, ..decode })));
+    assert!(is_invalid(drawn(&mut gpu, Decode { feed: Some(1), count: 33, ..decode })));
+    let hot = Sampling { temperature: f32::NAN, ..sampling };
+    assert!(is_invalid(drawn(&mut gpu, Decode { feed: Some(1), sampling: &hot, ..decode })));
+
+    let too_long = RunOptions { context: u32::MAX, ..options };
+    match block_on(gpu.prepare(&plan, too_long)) {
+        Err(BackendError::OutOfMemory { .. } | BackendError::Unsupported { .. }) => {}
+        other => panic!("a context of 2^32: {other:?}"),
+    }
+    block_on(gpu.prepare(&plan, options)).unwrap();
+    forward(&mut gpu, &[1, 2, 3], 0).unwrap();
+    let first = block_on(gpu.decode(Decode { pos: 3, count: 20, ..decode })).unwrap();
+    assert_eq!(first.len(), 20);
+    forward(&mut gpu, &[1, 2, 3], 0).unwrap();
+    // Twice as many in two calls are the same; the first stop id ends the text.
+    let mut again = block_on(gpu.decode(Decode { pos: 3, count: 5, ..decode })).unwrap();
+    let more = Decode { feed: Some(again[4]), pos: 7, count: 15, ..decode };
+    again.extend(block_on(gpu.decode(more)).unwrap());
+    assert_eq!(again, first);
+    forward(&mut gpu, &[1, 2, 3], 0).unwrap();
+    let stop = [first[6]];
+    let stopped =
+        block_on(gpu.decode(Decode { pos: 3, count: 20, stop: &stop, ..decode })).unwrap();
+    let end = first.iter().position(|id| stop.contains(id)).unwrap();
+    assert_eq!(stopped, first[..=end]);
 }

@@ -10,6 +10,8 @@ pub struct Device {
     pub queue: wgpu::Queue,
     pub caps: Caps,
     pub limits: wgpu::Limits,
+    /// Put a guard row behind every buffer that kernels write.
+    pub guards: bool,
     fault: Arc<Mutex<Option<BackendError>>>,
 }
 
@@ -160,7 +162,7 @@ impl Device {
             max_buffer_bytes: limits.max_buffer_size,
             threads: 0,
         };
-        Ok(Device { raw, queue, caps, limits, fault })
+        Ok(Device { raw, queue, caps, limits, guards: options.guards, fault })
     }
 
     /// Whether the device has what a choice of the kernel table needs.

@@ -20,6 +20,8 @@ const WORK_PER_SUBMIT: u64 = 30_000_000_000;
 const SPLIT_TOKENS: u32 = 256;
 /// Most splits of the context.
 const SPLITS_MAX: u32 = 32;
+/// What guard rows are filled with.
+pub const GUARD: u8 = 0xa5;
 /// Offset of a `Params` in the common buffer: the largest alignment that WebGPU may ask for.
 const PARAMS_ALIGN: u64 = 256;
 
@@ -152,7 +154,10 @@ impl Engine {
         let mut engine = device
             .guarded("the plan's buffers", bytes, || {
                 let layer_buffers = |name: &str| -> Vec<_> {
-                    (0..kv.layers).map(|_| device.buffer(name, kv_bytes, storage)).collect()
+                    let row_bytes = kv_bytes / u64::from(options.context);
+                    let make =
+                        |_| guarded_rows(device, name, u64::from(options.context), row_bytes);
+                    (0..kv.layers).map(make).collect()
                 };
                 let rope = device.buffer("rope", rope_bytes, storage | BufferUsages::COPY_DST);
                 device.queue.write_buffer(&rope, 0, bytemuck::cast_slice(&table));
@@ -305,6 +310,28 @@ impl Engine {
             Bind::Rope => &self.rope,
             Bind::Partial => &self.partial,
         }
+    }
+
+    /// Every buffer that kernels write row by row: name, buffer, bytes of a row, and the bytes of it
+    /// that have a meaning.
+    pub fn written(&self) -> Vec<(&'static str, &wgpu::Buffer, u64, u64)> {
+        let mut all = Vec::new();
+        for (spec, planes) in self.plan.buffers.iter().zip(&self.buffers) {
+            let row = |plane| plane_row_bytes(spec, plane);
+            let used = match spec.kind {
+                BufKind::F32 => u64::from(spec.dim) * 4,
+                BufKind::Quant(_) => u64::from(spec.dim),
+            };
+            all.push((spec.name, &planes.values, row(Plane::Values), used));
+            for (plane, buffer) in [(Plane::Scales, &planes.scales), (Plane::Sums, &planes.sums)] {
+                all.extend(buffer.iter().map(|b| (spec.name, b, row(plane), row(plane))));
+            }
+        }
+        let kv = self.plan.kv;
+        let row = kv_row_bytes(self.options.kv_type, kv.kv_heads * kv.head_dim);
+        all.extend(self.keys.iter().map(|b| ("keys", b, row, row)));
+        all.extend(self.values.iter().map(|b| ("values", b, row, row)));
+        all
     }
 
     /// A plane of an activation buffer.
@@ -476,16 +503,20 @@ impl Ready {
 }
 
 fn planes(device: &Device, spec: &BufSpec, rows: u64) -> Planes {
-    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
-    let make = |plane| {
-        let bytes = rows * plane_row_bytes(spec, plane);
-        (bytes > 0).then(|| device.buffer(spec.name, bytes, usage))
-    };
-    Planes {
-        values: device.buffer(spec.name, rows * plane_row_bytes(spec, Plane::Values), usage),
-        scales: make(Plane::Scales),
-        sums: make(Plane::Sums),
+    let make = |plane| guarded_rows(device, spec.name, rows, plane_row_bytes(spec, plane));
+    let some = |plane| (plane_row_bytes(spec, plane) > 0).then(|| make(plane));
+    Planes { values: make(Plane::Values), scales: some(Plane::Scales), sums: some(Plane::Sums) }
+}
+
+/// A buffer of rows that kernels write, with a guard row behind if the device is to have them.
+fn guarded_rows(device: &Device, name: &str, rows: u64, row_bytes: u64) -> wgpu::Buffer {
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let guard = u64::from(device.guards);
+    let buffer = device.buffer(name, (rows + guard) * row_bytes, usage);
+    if device.guards {
+        device.queue.write_buffer(&buffer, rows * row_bytes, &vec![GUARD; row_bytes as usize]);
     }
+    buffer
 }
 
 fn fits(device: &Device, what: &str, bytes: u64) -> Result<(), BackendError> {

@@ -18,6 +18,20 @@ pub enum Node {
         /// The rounding.
         quantize: usize,
     },
+    /// `Rope` of the keys, `KvAppend`.
+    RopeAppend {
+        /// The turn.
+        rope: usize,
+        /// The append.
+        append: usize,
+    },
+    /// `Rope` of the queries, `Attention`.
+    RopeAttention {
+        /// The turn.
+        rope: usize,
+        /// The attention.
+        attention: usize,
+    },
     /// `TernaryLinear` with what stands before and behind it.
     Linear {
         /// The norm and the rounding, done by every workgroup for itself.
@@ -59,6 +73,12 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
     let mut nodes = Vec::new();
     let mut i = 0;
     while i < plan.ops.len() {
+        if rules.decode && ropes_fold(plan, i) {
+            nodes.push(Node::RopeAppend { rope: i + 1, append: i + 2 });
+            nodes.push(Node::RopeAttention { rope: i, attention: i + 3 });
+            i += 4;
+            continue;
+        }
         let quantize = norm_quantize(plan, i);
         let linear = quantize.map_or(i, |q| q + 1);
         let product = matches!(plan.ops.get(linear), Some(Op::TernaryLinear { .. }));
@@ -82,6 +102,27 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
         };
     }
     nodes
+}
+
+/// Whether queries and keys of `Rope`, `Rope`, `KvAppend`, `Attention` from `i` on can be turned by
+/// those who read them: nothing else may read them afterwards.
+fn ropes_fold(plan: &Plan, i: usize) -> bool {
+    let Some(&[Op::Rope { x: a, .. }, Op::Rope { x: b, .. }, ref append, ref attention]) =
+        plan.ops.get(i..i + 4).and_then(|ops| <&[Op; 4]>::try_from(ops).ok())
+    else {
+        return false;
+    };
+    let (&Op::KvAppend { k, layer, .. }, &Op::Attention { q, layer: same, .. }) =
+        (append, attention)
+    else {
+        return false;
+    };
+    let unread = |buf| {
+        let touches = |op: &&Op| op.output() == Some(buf) || reads(op).any(|r| r == buf);
+        let next = plan.ops[i + 4..].iter().find(touches);
+        next.is_none_or(|op| !reads(op).any(|r| r == buf))
+    };
+    (a, b, layer) == (q, k, same) && unread(q.buf) && unread(k.buf)
 }
 
 /// The `Quantize` behind the norm at `i`, when nothing else reads the normalised row.

@@ -105,6 +105,8 @@ macro_rules! kernel {
 
 const STEP: &[&Part] = &[part!("step")];
 const STEP_ROUND: &[&Part] = &[part!("step"), part!("f16_round")];
+const STEP_EXP: &[&Part] = &[part!("step"), part!("exp")];
+const STEP_ROUND_EXP: &[&Part] = &[part!("step"), part!("f16_round"), part!("exp")];
 const STEP_AT: (u32, Access) = (0, Uniform);
 
 const REDUCE: &[Choice] = &[
@@ -166,6 +168,17 @@ const KV: &[Choice] = &[
     Choice { name: "f32", parts: &[part!("kv_f32")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
     Choice { name: "f16", parts: &[part!("kv_f16")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
     Choice { name: "q8", parts: &[part!("kv_q8")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
+];
+/// Whether the rotary embedding is done on the way.
+const TURN: &[Choice] = &[
+    Choice { name: "as_is", parts: &[part!("turn_none")], ..PLAIN },
+    Choice {
+        name: "rope",
+        parts: &[part!("turn_rope")],
+        bindings: &[(6, Read)],
+        overrides: &["PAIRS", "INTERLEAVED"],
+        ..PLAIN
+    },
 ];
 const ACTS_I8: &[(u32, Access)] = &[(4, Read), (5, Read), (6, Read)];
 
@@ -254,7 +267,7 @@ pub static KERNELS: &[Kernel] = &[
     kernel!(
         "ternary_gemv",
         TernaryGemv,
-        STEP,
+        STEP_EXP,
         &[STEP_AT, (2, Read), (3, Read), (8, Write)],
         &["BLOCKS", "LANES", "ROWS", "EPILOGUE"],
         &[
@@ -291,19 +304,19 @@ pub static KERNELS: &[Kernel] = &[
     ),
     kernel!("dense_gemm", DenseGemm, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[WEIGHTS]),
     kernel!("rope", Rope, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[]),
-    kernel!("kv_append", KvAppend, STEP_ROUND, &[STEP_AT, (2, Read), (3, Read)], &[], &[KV]),
+    kernel!("kv_append", KvAppend, STEP_ROUND, &[STEP_AT, (2, Read), (3, Read)], &[], &[KV, TURN]),
     kernel!(
         "attention_decode",
         AttentionDecode,
-        STEP_ROUND,
+        STEP_ROUND_EXP,
         &[STEP_AT, (2, Read), (3, Write)],
         &["QUADS", "LANES"],
-        &[REDUCE, KV]
+        &[REDUCE, KV, TURN]
     ),
     kernel!(
         "attention_combine",
         AttentionCombine,
-        STEP,
+        STEP_EXP,
         &[STEP_AT, (2, Read), (3, Write)],
         &[],
         &[]
@@ -311,12 +324,19 @@ pub static KERNELS: &[Kernel] = &[
     kernel!(
         "attention_prefill",
         AttentionPrefill,
-        STEP_ROUND,
+        STEP_ROUND_EXP,
         &[STEP_AT, (2, Read), (3, Write)],
         &["QUADS"],
         &[KV]
     ),
-    kernel!("gated_act", GatedAct, STEP, &[STEP_AT, (2, Read), (3, Read), (4, Write)], &[], &[]),
+    kernel!(
+        "gated_act",
+        GatedAct,
+        STEP_EXP,
+        &[STEP_AT, (2, Read), (3, Read), (4, Write)],
+        &[],
+        &[]
+    ),
     kernel!("add", Add, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[]),
     kernel!("take_outputs", TakeOutputs, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[]),
     kernel!("argmax", Argmax, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[]),

@@ -39,6 +39,10 @@ impl Lowering<'_> {
         for &node in nodes {
             match node {
                 Node::Op(i) => self.op(i, &mut launches)?,
+                Node::RopeAppend { append, .. } => launches.push(self.kv_append(append, true)?),
+                Node::RopeAttention { attention, .. } => {
+                    self.attention(attention, true, &mut launches)?;
+                }
                 Node::NormQuantize { norm, quantize } => {
                     launches.push(self.quantize(Some(norm), quantize)?);
                 }
@@ -207,27 +211,8 @@ impl Lowering<'_> {
                 let variant = self.variant("rope", &[])?;
                 launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
             }
-            Op::KvAppend { k, v, layer } => {
-                let params = params::KvAppend {
-                    kv_quads: self.kv_quads()?,
-                    k_stride: self.stride(k.buf),
-                    k_at: k.at,
-                    v_stride: self.stride(v.buf),
-                    v_at: v.at,
-                };
-                let binds = [
-                    (2, Bind::Buf(k.buf, VALUES)),
-                    (3, Bind::Buf(v.buf, VALUES)),
-                    (4, Bind::Keys(layer)),
-                    (5, Bind::Values(layer)),
-                ];
-                let grid = [Extent::Of(k.dim.div_ceil(32 * 64)), self.rows(k.buf, 1), ONE];
-                let variant = self.variant("kv_append", &[self.kv()])?;
-                launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
-            }
-            Op::Attention { q, layer, heads, scale, out } => {
-                self.attention(i, q, layer, heads, scale, out, launches)?;
-            }
+            Op::KvAppend { .. } => launches.push(self.kv_append(i, false)?),
+            Op::Attention { .. } => self.attention(i, false, launches)?,
             Op::GatedAct { gate, up, act, out } => {
                 let params = params::GatedAct {
                     dim: gate.dim,
@@ -509,17 +494,57 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)] // The fields of Op::Attention.
+    fn kv_append(&self, i: usize, rope: bool) -> Result<Launch, BackendError> {
+        let Op::KvAppend { k, v, layer } = self.plan.ops[i] else {
+            return unsupported("fusion of something else than an append");
+        };
+        let params = params::KvAppend {
+            kv_quads: self.kv_quads()?,
+            k_stride: self.stride(k.buf),
+            k_at: k.at,
+            v_stride: self.stride(v.buf),
+            v_at: v.at,
+            head_dim: self.plan.kv.head_dim,
+        };
+        let mut binds = vec![
+            (2, Bind::Buf(k.buf, VALUES)),
+            (3, Bind::Buf(v.buf, VALUES)),
+            (4, Bind::Keys(layer)),
+            (5, Bind::Values(layer)),
+        ];
+        let mut overrides = vec![];
+        let turn = self.turn(rope, &mut binds, &mut overrides);
+        let grid = [Extent::Of(k.dim.div_ceil(32 * 64)), self.rows(k.buf, 1), Extent::Of(1)];
+        let variant = self.variant("kv_append", &[self.kv(), turn])?;
+        Ok(self.launch(i, (variant, overrides), params, &binds, grid))
+    }
+
+    /// The choice for a rotary embedding on the way, and what it binds and sets.
+    fn turn(
+        &self,
+        rope: bool,
+        binds: &mut Vec<(u32, Bind)>,
+        overrides: &mut Overrides,
+    ) -> &'static str {
+        if !rope {
+            return "as_is";
+        }
+        binds.push((6, Bind::Rope));
+        let interleaved = self.plan.rope.layout == RopeLayout::Interleaved;
+        overrides.push(("PAIRS", self.plan.rope.inv_freq.len() as u32));
+        overrides.push(("INTERLEAVED", u32::from(interleaved)));
+        "rope"
+    }
+
     fn attention(
         &self,
         i: usize,
-        q: Slice,
-        layer: u32,
-        heads: u32,
-        scale: f32,
-        out: Slice,
+        rope: bool,
         launches: &mut Vec<Launch>,
     ) -> Result<(), BackendError> {
+        let Op::Attention { q, layer, heads, scale, out } = self.plan.ops[i] else {
+            return unsupported("fusion of something else than attention");
+        };
         let kv = self.plan.kv;
         let kv_quads = self.kv_quads()?;
         let quads = kv.head_dim / 4;
@@ -558,8 +583,10 @@ impl Lowering<'_> {
             scale,
         };
         let lanes = if self.device.has(Need::Subgroups) { 8 } else { 1 };
-        let overrides = vec![("WG", wg), ("QUADS", quads), ("LANES", lanes)];
-        let variant = self.variant("attention_decode", &[self.reduce(), self.kv()])?;
+        let mut overrides = vec![("WG", wg), ("QUADS", quads), ("LANES", lanes)];
+        let mut cache = cache.to_vec();
+        let turn = self.turn(rope, &mut cache, &mut overrides);
+        let variant = self.variant("attention_decode", &[self.reduce(), self.kv(), turn])?;
         for when in [When::Whole, When::Split] {
             // Steps of many tokens are never split.
             if when == When::Split && !self.decode {
@@ -570,7 +597,7 @@ impl Lowering<'_> {
                 _ => Bind::Buf(out.buf, VALUES),
             };
             let mut binds = vec![(2, Bind::Buf(q.buf, VALUES)), (3, to)];
-            binds.extend(cache);
+            binds.extend(cache.iter().copied());
             let grid = [Extent::Of(heads), Extent::Splits, self.rows(q.buf, 1)];
             let launch = self.launch(i, (variant, overrides.clone()), params, &binds, grid);
             launches.push(Launch { when, ..launch });

@@ -47,11 +47,14 @@ pub struct Options {
     pub subgroups: bool,
     /// Use `dot4I8Packed` where there is one.
     pub dot4: bool,
+    /// Put a row of a known pattern behind every buffer that kernels write, for
+    /// [`Gpu::check_guards`].
+    pub guards: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { adapter: None, subgroups: true, dot4: true }
+        Options { adapter: None, subgroups: true, dot4: true, guards: false }
     }
 }
 
@@ -70,6 +73,18 @@ struct Prepared {
     last: Option<(StepShape, u32)>,
     /// Rows of logits of the last step.
     rows: u32,
+    /// Positions in the cache.
+    cached: u32,
+}
+
+impl Prepared {
+    /// A step may start where the cache ends, or before.
+    fn check_pos(&self, pos: u32) -> Result<(), BackendError> {
+        if pos > self.cached {
+            return Err(invalid(format!("position {pos} after {} in the cache", self.cached)));
+        }
+        Ok(())
+    }
 }
 
 fn invalid(reason: impl Into<String>) -> BackendError {
@@ -97,7 +112,8 @@ impl Gpu {
 
     /// Checks a step against the contract.
     fn check_step(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
-        let engine = &self.prepared()?.engine;
+        let prepared = self.prepared()?;
+        let engine = &prepared.engine;
         let (tokens, options) = (step.tokens, engine.options);
         if tokens.is_empty() || tokens.len() > options.max_tokens as usize {
             let max = options.max_tokens;
@@ -108,7 +124,8 @@ impl Gpu {
             let context = options.context;
             return Err(invalid(format!("position {} of a context of {context}", end - 1)));
         }
-        check_ids(tokens, engine.plan.vocab)
+        check_ids(tokens, engine.plan.vocab)?;
+        prepared.check_pos(step.pos)
     }
 
     async fn begin(&mut self, step: &Step<'_>) -> Result<StepShape, BackendError> {
@@ -123,7 +140,25 @@ impl Gpu {
         }
         prepared.engine.write_step(device, step.pos, step.tokens, shape);
         prepared.rows = shape.outputs;
+        prepared.cached = step.pos + shape.tokens;
         Ok(shape)
+    }
+
+    /// Looks for traces of kernels that wrote where they must not: behind the last row of a buffer
+    /// ([`Options::guards`]), or between the end of a row and the start of the next.
+    ///
+    /// # Errors
+    /// [`BackendError::Rejected`] names the buffer; device errors.
+    pub async fn check_guards(&mut self) -> Result<(), BackendError> {
+        self.prepared()?;
+        let Gpu { device, prepared, .. } = self;
+        let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
+        trace::check_guards(device, &prepared.engine).await
+    }
+
+    /// Names of all kernel variants that were compiled so far.
+    pub fn kernels_used(&self) -> std::collections::BTreeSet<String> {
+        self.pipelines.names()
     }
 
     /// Times every dispatch of a step by timestamps on the device, median of `repeats`.
@@ -187,7 +222,7 @@ impl Backend for Gpu {
         weights.flush(device);
         let engine = Engine::prepare(device, pipelines, weights, plan, options).await?;
         let sampler = Sampler::prepare(device, pipelines, &engine).await?;
-        self.prepared = Some(Prepared { engine, sampler, last: None, rows: 0 });
+        self.prepared = Some(Prepared { engine, sampler, last: None, rows: 0, cached: 0 });
         Ok(())
     }
 
@@ -228,17 +263,23 @@ impl Backend for Gpu {
                 _ => return Err(invalid("there are no logits of the position before")),
             },
         }
+        prepared.check_pos(decode.pos)?;
         prepared.last = None;
         prepared.rows = 1;
+        // Should reading back fail, nothing past this is promised.
+        prepared.cached = decode.pos;
         let Gpu { device, prepared, .. } = self;
-        let Some(Prepared { engine, sampler, .. }) = prepared else {
+        let Some(Prepared { engine, sampler, cached, .. }) = prepared else {
             return Err(invalid("no plan is prepared"));
         };
         if let Some(id) = decode.feed {
             let shape = engine.shape(decode.pos, 1, Outputs::Last);
             engine.write_step(device, decode.pos, &[id], shape);
         }
-        sampler.decode(device, engine, decode).await
+        let drawn = sampler.decode(device, engine, decode).await?;
+        let fed = drawn.len() - usize::from(decode.feed.is_none());
+        *cached = decode.pos + fed as u32;
+        Ok(drawn)
     }
 
     fn set_history(&mut self, tokens: &[u32]) {

@@ -23,13 +23,13 @@ pub struct Pipelines {
 }
 
 impl Pipelines {
+    /// Names of the variants compiled so far.
+    pub fn names(&self) -> std::collections::BTreeSet<String> {
+        self.made.keys().map(|(variant, _)| variant.name()).collect()
+    }
+
     /// The pipeline, compiled at the first call. Errors go to the device's error scopes.
-    pub fn get(
-        &mut self,
-        device: &Device,
-        variant: Variant,
-        overrides: &Overrides,
-    ) -> Pipeline {
+    pub fn get(&mut self, device: &Device, variant: Variant, overrides: &Overrides) -> Pipeline {
         if let Some(made) = self.made.get(&(variant, overrides.clone())) {
             return made.clone();
         }

@@ -1,7 +1,7 @@
 //! Running a step op by op, to see every output or to time every dispatch.
 
 use super::device::Device;
-use super::engine::{Engine, Program, StepShape};
+use super::engine::{Engine, GUARD, Program, StepShape};
 use super::launch::Plane;
 use super::lower::stride;
 use super::weights::Weights;
@@ -198,4 +198,25 @@ pub async fn profile(
             }
         })
         .collect())
+}
+
+/// See [`super::Gpu::check_guards`].
+pub async fn check_guards(device: &Device, engine: &Engine) -> Result<(), BackendError> {
+    for (name, buffer, row_bytes, used) in engine.written() {
+        let data = read_buffer(device, buffer).await?;
+        let damaged = |what: &str| {
+            let what = format!("{what} of {name}");
+            Err(BackendError::Rejected { what, reason: "a kernel wrote there".into() })
+        };
+        let rows = data.len() as u64 / row_bytes.max(1) - u64::from(device.guards);
+        let (rows, guard) = data.split_at((rows * row_bytes) as usize);
+        if device.guards && guard.iter().any(|&b| b != GUARD) {
+            return damaged("the row behind the last");
+        }
+        let used = used as usize;
+        if rows.chunks(row_bytes.max(1) as usize).any(|r| r[used..].iter().any(|&b| b != 0)) {
+            return damaged("the padding of a row");
+        }
+    }
+    Ok(())
 }
