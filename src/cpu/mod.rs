@@ -49,6 +49,7 @@ pub mod ternary_linear;
 mod tests;
 mod threads;
 mod weights;
+mod wide;
 
 pub use kernels::Isa;
 pub use sample::sample;

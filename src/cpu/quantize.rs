@@ -90,6 +90,7 @@ impl QuantRows {
 /// # Exactness
 /// f32 in the order written here; the rules of the reference programs, so that other backends must
 /// agree bit for bit wherever their division does.
+#[inline(always)] // into each instruction set's own version
 pub fn quantize(rule: ActQuant, x: &[f32], q: &mut [i8], d: &mut [f32]) {
     q[x.len()..].fill(0);
     let group = rule.group().map_or(x.len(), |g| g as usize).max(1);
@@ -104,6 +105,7 @@ pub fn quantize(rule: ActQuant, x: &[f32], q: &mut [i8], d: &mut [f32]) {
 }
 
 /// The factor onto int8 and the multiplier `d` back, of one group.
+#[inline(always)]
 pub fn scales(rule: ActQuant, x: &[f32]) -> (f32, f32) {
     let max = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     match rule {
