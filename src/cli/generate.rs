@@ -245,7 +245,7 @@ pub fn generate(args: GenerateArgs) -> Result<(), Failure> {
             "prompt_ids": generation.prompt_ids(),
             "ids": outcome.ids,
             "text": outcome.text,
-            "finish_reason": if outcome.interrupted { "interrupted" } else { done.reason.name() },
+            "finish_reason": done.reason.name(),
             "prompt_tokens": done.usage.prompt_tokens,
             "completion_tokens": done.usage.completion_tokens,
             "prefill_ms": done.timings.prefill_ms,

@@ -50,7 +50,9 @@ impl Header {
 
     fn gguf(reader: impl Read, file_bytes: u64) -> Result<Self, Error> {
         let mut parser = gguf::Parser::new(Some(file_bytes));
-        read_header(reader, |input| parser.next(input).map(|e| e == Event::Header))?;
+        if !read_header(reader, |input| parser.next(input).map(|e| e == Event::Header))? {
+            parser.finish()?;
+        }
         Ok(Header::Gguf {
             metadata: parser.metadata().clone(),
             tensors: parser.tensors().to_vec(),
@@ -75,8 +77,12 @@ impl Header {
             let file = File::open(&path).map_err(|e| cannot_read(&path, &e))?;
             let bytes = file.metadata().map_err(|e| cannot_read(&path, &e))?.len();
             let mut parser = safetensors::Parser::new(Some(bytes));
-            read_header(file, |input| parser.next(input).map(|e| e == Event::Header))
-                .map_err(|e| in_file(path.display(), &e))?;
+            let complete =
+                read_header(file, |input| parser.next(input).map(|e| e == Event::Header))
+                    .map_err(|e| in_file(path.display(), &e))?;
+            if !complete {
+                parser.finish().map_err(|e| in_file(path.display(), &e.into()))?;
+            }
             tensors.extend_from_slice(parser.tensors());
             file_bytes += bytes;
         }
@@ -165,16 +171,16 @@ pub fn check_path(path: &Path) -> Result<std::fs::Metadata, Failure> {
     Err(Failure::Failed(format!("{path} is no model folder: it has no config.json{hint}")))
 }
 
-/// Feeds a parser until it says that the header is complete.
+/// Feeds a parser until it says that the header is complete; false at the end of the file.
 fn read_header(
     mut reader: impl Read,
     mut next: impl FnMut(&mut &[u8]) -> Result<bool, FormatError>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let io = |source| Error::Io { path: String::new(), source };
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         let n = match reader.read(&mut buffer) {
-            Ok(0) => return Err(io(ErrorKind::UnexpectedEof.into())),
+            Ok(0) => return Ok(false),
             Ok(n) => n,
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => return Err(io(e)),
@@ -182,7 +188,7 @@ fn read_header(
         let mut input = &buffer[..n];
         while !input.is_empty() {
             if next(&mut input)? {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
@@ -192,7 +198,8 @@ fn cannot_read(path: &Path, e: &std::io::Error) -> Failure {
     Failure::because(format!("cannot read {}", path.display()), e)
 }
 
-fn in_file(path: impl std::fmt::Display, e: &Error) -> Failure {
+/// An error of a file, with its name in front.
+pub fn in_file(path: impl std::fmt::Display, e: &Error) -> Failure {
     match e {
         Error::Io { source, .. } => Failure::because(format!("cannot read {path}"), source),
         e => Failure::Failed(format!("{path}: {}", chain(e))),

@@ -4,6 +4,7 @@ use super::args::{LoadArgs, MachineArgs, SourceArgs};
 use super::failure::{Failure, chain};
 use super::hub::{Hub, Reference};
 use super::{default_model, header, interrupt, output};
+use bitnet_rust::error::Error;
 use bitnet_rust::session::{Device, DeviceOptions, LoadOptions, Phase, Progress, Session, files};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -99,7 +100,13 @@ fn load_path(
         Some(path) => files::load_on(device, path, options, &mut on_progress),
     };
     bar.finish_and_clear();
-    Ok(result?)
+    result.map_err(|e| match (&e, path) {
+        // What is wrong with the file; anything else speaks for itself.
+        (Error::Format(_) | Error::Model(_) | Error::Weights { .. }, Some(path)) => {
+            header::in_file(path.display(), &e)
+        }
+        _ => e.into(),
+    })
 }
 
 #[cfg(test)]
