@@ -19,11 +19,13 @@ const template = join(root, 'pkg-template');
 const pkg = join(root, 'pkg');
 const quick = process.argv.includes('--quick');
 
-/** What a visitor may be made to load. */
-const BUDGET = { bytes: 2_000_000, gzipBytes: 700_000 };
+/** What a visitor may be made to load. Of it, with gzip: 330 KB template engine and tokenizer with its
+ * Unicode tables, 60 KB WebGPU, 40 KB shaders. */
+const BUDGET = { bytes: 2_100_000, gzipBytes: 850_000 };
 
-/** The two builds of the same code: an engine without an instruction refuses the whole module. */
-const BUILDS = { simd128: '+simd128', relaxed: '+simd128,+relaxed-simd' };
+/** The two builds of the same code: an engine without an instruction refuses the whole module.
+ * Relaxed SIMD is a flag of our crate alone, so that both share what the dependencies compile to. */
+const BUILDS = { simd128: [], relaxed: ['-C', 'target-feature=+relaxed-simd'] };
 
 const WASM_OPT = ['-O3', '--enable-bulk-memory', '--enable-bulk-memory-opt', '--enable-nontrapping-float-to-int',
   '--enable-sign-ext', '--enable-mutable-globals', '--enable-reference-types', '--enable-multivalue', '--enable-simd'];
@@ -47,12 +49,13 @@ function wasmBindgen() {
   run('cargo', ['install', 'wasm-bindgen-cli', '--version', version, '--root', tools], { stdio: 'inherit' });
 }
 
-function build(name, features) {
+function build(name, rustFlags) {
   console.log(`wasm (${name})`);
-  const target = join(root, 'target', `wasm-${name}`); // Other flags would rebuild everything.
-  run('cargo', ['build', '--profile', 'wasm', '--lib', '--target', 'wasm32-unknown-unknown',
-    '--no-default-features', '--features', 'gpu', '--target-dir', target],
-  { stdio: 'inherit', env: { ...process.env, RUSTFLAGS: `-C target-feature=${features}` } });
+  // A folder of its own: the flags differ from those of `cargo build`, which would rebuild everything.
+  const target = join(root, 'target', 'wasm-simd128');
+  run('cargo', ['rustc', '--profile', 'wasm', '--lib', '--target', 'wasm32-unknown-unknown',
+    '--no-default-features', '--features', 'gpu', '--target-dir', target, '--', ...rustFlags],
+  { stdio: 'inherit', env: { ...process.env, RUSTFLAGS: '-C target-feature=+simd128' } });
   const out = join(pkg, 'wasm', name);
   run('wasm-bindgen', ['--target', 'web', '--out-name', 'bitnet', '--out-dir', out,
     join(target, 'wasm32-unknown-unknown', 'wasm', 'bitnet_rust.wasm')]);
@@ -64,7 +67,8 @@ function build(name, features) {
   const gzipBytes = gzipSync(bytes, { level: 9 }).length;
   console.log(`  ${bytes.length} bytes, ${gzipBytes} with gzip`);
   if (bytes.length > BUDGET.bytes || gzipBytes > BUDGET.gzipBytes) {
-    throw new Error(`${name} is over the budget of ${BUDGET.bytes} bytes, ${BUDGET.gzipBytes} with gzip`);
+    console.error(`  over the budget of ${BUDGET.bytes} bytes, ${BUDGET.gzipBytes} with gzip`);
+    process.exitCode = 1;
   }
 }
 
@@ -90,7 +94,7 @@ function fill() {
 
 wasmBindgen();
 rmSync(pkg, { recursive: true, force: true });
-for (const [name, features] of Object.entries(BUILDS)) build(name, features);
+for (const [name, rustFlags] of Object.entries(BUILDS)) build(name, rustFlags);
 fill();
 if (existsSync(join(root, 'www'))) {
   rmSync(join(root, 'www', 'pkg'), { recursive: true, force: true });

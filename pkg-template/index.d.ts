@@ -116,7 +116,7 @@ export interface LoadOptions {
   /** How activations are rounded. Default: the rule of the file's format. */
   activations?: 'per-token' | 'block' | 'f32';
   /** Layout of I2_S weights, which files do not name. Default: told by looking at the data. */
-  i2s?: 'x86' | 'arm' | 'rows4';
+  i2s?: 'group128' | 'group64' | 'rows4';
   /** Keep downloads for the next time. `true` (default); `false`; `'reload'`: download again and keep;
    * `'required'`: reject when there is no room (else that is a warning). */
   cache?: boolean | 'reload' | 'required';
@@ -252,7 +252,7 @@ export interface ModelInfo {
   weightBytes: number;
   /** Bytes of the KV cache. */
   kvBytes: number;
-  /** Whether `chat` works: the model has a template. */
+  /** Whether the model brings a chat template; else a plain one is used. */
   hasChatTemplate: boolean;
   /** Where it runs. */
   device: 'webgpu' | 'cpu';

@@ -12,6 +12,8 @@ export { BitNetError, Generation };
 
 const LOAD_OPTIONS = ['device', 'adapter', 'contextLength', 'kvCache', 'threads', 'activations', 'i2s',
   'cache', 'sha256', 'headers', 'hub', 'download'];
+const GENERATE_OPTIONS = ['maxTokens', 'temperature', 'topK', 'topP', 'minP', 'repetitionPenalty', 'presencePenalty',
+  'frequencyPenalty', 'penaltyWindow', 'seed', 'stop', 'ignoreEos', 'logprobs'];
 /** How long an abandoned load may take to put its part of the download in order. */
 const GRACE_MS = 3000;
 
@@ -39,9 +41,7 @@ export class BitNet {
   /** @param {any} [source] @param {import('./index.js').LoadOptions} [options] */
   static async load(source = BitNet.defaultModel, options = {}) {
     const { signal, onProgress, onWarning, worker = true, ...rest } = options;
-    for (const name of Object.keys(rest)) {
-      if (!LOAD_OPTIONS.includes(name)) throw invalid(`there is no load option ${name}`);
-    }
+    checkNames(rest, LOAD_OPTIONS);
     signal?.throwIfAborted();
     const { source: sendable, transfer } = toSendable(source);
     const endpoint = connect(worker);
@@ -95,6 +95,7 @@ export class BitNet {
 
   /** @param {object} prompt @param {any} options */
   #start(prompt, { signal, ...options }) {
+    checkNames(options, GENERATE_OPTIONS);
     const seed = options.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
     const stop = typeof options.stop === 'string' ? [options.stop] : options.stop;
     return new Generation(signal, async (/** @type {any} */ onEvent, /** @type {AbortSignal} */ ended) => {
@@ -142,6 +143,13 @@ export class BitNet {
   async #call(op, args, io) {
     if (this.#disposed) throw invalid('the model has been disposed of');
     return this.#endpoint.call(op, args, io);
+  }
+}
+
+/** A misspelt option would be ignored in silence. @param {object} options @param {string[]} names */
+function checkNames(options, names) {
+  for (const name of Object.keys(options)) {
+    if (!names.includes(name)) throw invalid(`there is no option ${name}; there are signal, ${names.join(', ')}`);
   }
 }
 

@@ -25,6 +25,8 @@ pub mod error;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[cfg(target_arch = "wasm32")]
+pub mod js;
 pub mod model;
 pub mod plan;
 #[cfg(not(target_arch = "wasm32"))]

@@ -1,4 +1,5 @@
 // The model itself: lives in the worker (or in place) and does what the messages ask.
+import { whyNotWebGpu } from './adapter.js';
 import { BitNetError, toError, throwIfAborted } from './errors.js';
 import { Progress } from './progress.js';
 import { resolve } from './source.js';
@@ -80,6 +81,9 @@ export class Engine {
       const started = performance.now();
       this.wasm = await loadWasm();
       this.wasm.setPanicHandler((/** @type {string} */ message) => this.kill(message));
+      const wantsAuto = options.device === undefined || options.device === 'auto';
+      const fallback = wantsAuto ? await whyNotWebGpu() : undefined;
+      if (fallback) options = { ...options, device: 'cpu' };
       const progress = new Progress((event) => onEvent?.(event));
       const context = {
         signal: /** @type {AbortSignal} */ (signal),
@@ -95,17 +99,22 @@ export class Engine {
         onWarning: (/** @type {any} */ e) => onEvent?.({ warning: { code: e.code, message: e.message } }),
       };
       for (let restarts = 0; ; restarts++) {
+        /** @type {import('./source.js').File[]} */
+        let files = [];
         try {
-          const files = await resolve(source, context);
-          progress.begin(files.weights);
-          this.session = await this.fill(files, options, progress, signal);
+          const found = await resolve(source, context);
+          files = found.weights;
+          progress.begin(files);
+          this.session = await this.fill(found, options, progress, signal);
           break;
         } catch (error) {
-          const { details } = /** @type {any} */ (error) ?? {};
+          const { code, details } = /** @type {any} */ (error) ?? {};
+          // A file that is no model came whole, and is kept: the next load must not find it again.
+          if (code === 'corrupt_file') await Promise.allSettled(files.map((f) => f.forget?.()));
           if (!details?.changed || restarts === RESTARTS) throw error;
         }
       }
-      this.fixed = { ...this.session.info(), wasmBuild: wasmBuild(), loadMs: performance.now() - started };
+      this.fixed = { ...(fallback && { fallback }), ...this.session.info(), wasmBuild: wasmBuild(), loadMs: performance.now() - started };
       progress.phase('ready');
       return { info: this.fixed, stats: this.stats() };
     }, signal);

@@ -13,6 +13,7 @@ const BLOB_CHUNK_BYTES = 4 << 20;
  * @property {number} [bytes]  if known before it is read
  * @property {() => AsyncIterable<Uint8Array>} stream  can be read again where `again` is true
  * @property {boolean} again
+ * @property {() => Promise<unknown>} [forget]  deletes what the cache has of it
  *
  * @typedef {object} Files  a model
  * @property {File[]} weights  one GGUF file, or the shards of a safetensors model
@@ -217,7 +218,7 @@ async function* pieces(reader, signal) {
 function urlFile(url, context) {
   const { signal, onPhase, onBytes, onSize, onWarning, createHash, sha256, headers } = context;
   /** @type {File} */
-  const file = { name: nameOf(url), bytes: context.bytes, again: true, stream };
+  const file = { name: nameOf(url), bytes: context.bytes, again: true, stream, forget: () => cache.remove(url) };
 
   async function* fromCache() {
     const hit = await cache.find(url, sha256);

@@ -1,0 +1,68 @@
+// The conformance fixtures through the built package, in Chromium, on the CPU and on WebGPU; and the
+// kernels against their twins, as this browser compiles them.
+import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { launch, repository } from './browser.mjs';
+import { servePackage } from './package.mjs';
+
+const fixtures = join(repository, 'tests', 'fixtures');
+const all = readdirSync(fixtures, { withFileTypes: true }).filter((f) => f.isDirectory()).flatMap(({ name: family }) =>
+  readdirSync(join(fixtures, family, 'expected'))
+    .filter((f) => f.endsWith('.json') && f !== 'agreement.json')
+    .map((f) => ({ family, variant: f.slice(0, -'.json'.length) })));
+assert.ok(all.length >= 10, 'fixtures are missing');
+
+let browser;
+let server;
+let page;
+before(async () => {
+  [browser, server] = await Promise.all([launch(), servePackage()]);
+  page = await browser.newPage();
+  await page.goto(server.url);
+});
+after(async () => {
+  await browser.close();
+  server.close();
+});
+
+const conform = (fixture, device) => page.evaluate(async ([fixture, device]) => {
+  const { conform } = await import('/page/conformance-page.mjs');
+  return conform('/pkg/index.js', fixture, device);
+}, [fixture, device]);
+
+for (const device of ['cpu', 'webgpu']) {
+  for (const fixture of all) {
+    test(`${fixture.variant} on ${device}`, { timeout: 240_000 }, async (t) => {
+      const { problems, rms, same, exact, reference, used } = await conform(fixture, device);
+      t.diagnostic(`rms ${rms.toFixed(5)}, argmax ${same.toFixed(3)}, exact ${exact.toFixed(2)} (reference ${reference.toFixed(2)})`);
+      assert.equal(used, device);
+      assert.deepEqual(problems, []);
+    });
+  }
+  test(`kernels on ${device}`, { timeout: 240_000 }, async () => {
+    const results = await page.evaluate(async (device) => {
+      const { BitNet } = await import('/pkg/index.js');
+      return BitNet.check({ device });
+    }, device);
+    assert.ok(results.length > 40);
+    assert.deepEqual(results.filter((r) => !r.ok), []);
+  });
+}
+
+test('the same seed writes the same text on the CPU and on WebGPU', { timeout: 240_000 }, async () => {
+  const texts = await page.evaluate(async () => {
+    const { BitNet } = await import('/pkg/index.js');
+    const texts = {};
+    for (const device of ['cpu', 'webgpu']) {
+      const model = await BitNet.load(undefined, { device, cache: false });
+      const greedy = await model.generate('Once upon a time', { maxTokens: 32, temperature: 0 }).result;
+      const sampled = await model.generate('Once upon a time', { maxTokens: 32, seed: 3 }).result;
+      texts[device] = [greedy.text, sampled.text];
+      await model.dispose();
+    }
+    return texts;
+  });
+  assert.deepEqual(texts.webgpu, texts.cpu);
+});
