@@ -12,6 +12,7 @@ var<workgroup> tally: array<atomic<u32>, 256>; // count, or low word of the mass
 var<workgroup> tally_high: array<atomic<u32>, 256>;
 // Digit, what is left to take inside its bucket (low, high), the bucket (low, high).
 var<workgroup> found: array<u32, 5>;
+var<workgroup> everyones_largest: f32;
 
 // Order-preserving image of a float.
 fn order_key(v: f32) -> u32 {
@@ -226,6 +227,9 @@ fn pick(position: u32, tid: u32) -> u32 {
         largest = max(largest, v);
     }
     largest = workgroup_max_f32(largest, tid);
+    // The same for everyone, which compilers that check barriers only believe of this.
+    if (tid == 0u) { everyones_largest = largest; }
+    largest = workgroupUniformLoad(&everyones_largest);
     if (penalties) {
         storageBarrier();
         for (var i = first + tid; i < position; i += WG) {
