@@ -18,7 +18,7 @@ step "its declarations and sources, by tsc"
 (cd tests && npx tsc -p pkg/tsconfig.json)
 
 step "the package in Node: downloads, cache, API"
-node --test --test-timeout=120000 tests/pkg/*.test.mjs
+node --test --test-timeout=600000 tests/pkg/*.test.mjs
 
 step "the package and the pages in Chromium"
 node --test --test-timeout=600000 --test-concurrency=1 tests/page/*.test.mjs

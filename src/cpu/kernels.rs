@@ -31,6 +31,7 @@ impl Isa {
 
     /// All that this processor has, the best last.
     pub fn all() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut all = vec![Isa::Plain, Isa::Portable];
         #[cfg(target_arch = "x86_64")]
         {
