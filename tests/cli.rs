@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "run",
     "chat",
     "generate",
@@ -18,6 +18,7 @@ const COMMANDS: [&str; 11] = [
     "trace",
     "eval",
     "quantize",
+    "devices",
     "completions",
 ];
 
@@ -478,6 +479,13 @@ fn bench_measures() {
     let shown =
         ok(bitnet(&["bench", &mini(), "-p", "4", "-n", "2", "-r", "1", "--backend", "cpu"]));
     assert!(shown.contains("decode") && shown.contains("tok/s"), "{shown}");
+}
+
+#[test]
+fn devices_are_listed() {
+    let got = json(bitnet(&["devices", "--json"]));
+    assert!(got["cpu"]["threads"].as_u64() > Some(0) && got["gpu"].is_array(), "{got}");
+    assert!(ok(bitnet(&["devices"])).starts_with("cpu  "));
 }
 
 #[test]

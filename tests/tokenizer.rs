@@ -644,3 +644,75 @@ fn without_a_template_the_vocabulary_decides() {
     assert_eq!(own.render_chat(&hi, true).unwrap(), "Hi!");
     assert_eq!(own.chat_template().origin(), TemplateOrigin::Caller);
 }
+
+/// A tokenizer.json with some of its values replaced by others of its own, or by extremes.
+fn mutated(mut file: serde_json::Value, choices: &[(usize, usize)]) -> String {
+    fn paths(v: &serde_json::Value, at: String, out: &mut Vec<String>) {
+        match v {
+            serde_json::Value::Object(map) => map.iter().for_each(|(k, v)| {
+                paths(v, format!("{at}/{}", k.replace('~', "~0").replace('/', "~1")), out);
+            }),
+            serde_json::Value::Array(list) => {
+                list.iter().enumerate().for_each(|(i, v)| paths(v, format!("{at}/{i}"), out));
+            }
+            _ => {}
+        }
+        out.push(at);
+    }
+    for &(which, with) in choices {
+        let mut all = Vec::new();
+        paths(&file, String::new(), &mut all);
+        let extremes = [
+            json!(null),
+            json!(true),
+            json!(0),
+            json!(-1),
+            json!(1e300),
+            json!(4_194_303),
+            json!(""),
+            json!(" "),
+            json!("▁"),
+            json!("\u{0}"),
+            json!("Ġ"),
+            json!("a".repeat(20_000)),
+            json!([]),
+            json!({}),
+            json!(["a", "b"]),
+            json!("ByteLevel"),
+            json!("Metaspace"),
+            json!("<0x41>"),
+        ];
+        let value = match extremes.get(with % (2 * extremes.len())) {
+            Some(value) => value.clone(),
+            None => file.pointer(&all[with % all.len()]).cloned().unwrap_or_default(),
+        };
+        if let Some(place) = file.pointer_mut(&all[which % all.len()]) {
+            *place = value;
+        }
+    }
+    file.to_string()
+}
+
+proptest! {
+    #[test]
+    fn mutated_files_are_refused_or_work(
+        choices in prop::collection::vec((0usize..1 << 20, 0usize..1 << 20), 1..4),
+        text in ".{0,30}",
+    ) {
+        static GOOD: LazyLock<serde_json::Value> = LazyLock::new(|| {
+            let path = fixtures().join("bitnet2b4t-mini/hf-packed-offline/tokenizer.json");
+            let mut file: serde_json::Value = serde_json::from_str(&read(&path)).unwrap();
+            // Most values should not be merges.
+            file["model"]["merges"].as_array_mut().unwrap().truncate(20);
+            file
+        });
+        if let Ok(tokenizer) = Tokenizer::from_hf(&mutated(GOOD.clone(), &choices), None, None) {
+            for text in [text.as_str(), "Hello <|eot_id|> 12345 \u{1f600}\n", "  a"] {
+                let ids = tokenizer.encode(text, true).unwrap();
+                prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+                tokenizer.decode(&ids, false).unwrap();
+                tokenizer.encode_plain(text, false).unwrap();
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, Hasher};
 #[derive(Args)]
 pub struct SourceArgs {
     /// Never use the network: hf: models must be in the cache
-    #[arg(long, global = false)]
+    #[arg(long)]
     pub offline: bool,
     /// No progress and no statistics on stderr
     #[arg(short, long)]
@@ -26,7 +26,7 @@ pub struct MachineArgs {
     /// Where to run: the GPU if there is a usable one, or else the CPU
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendArg,
-    /// GPU to use: part of its name
+    /// GPU to use: part of its name (see `bitnet devices`)
     #[arg(long, value_name = "NAME")]
     pub adapter: Option<String>,
     #[command(flatten)]

@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod chat;
 mod default_model;
+mod devices;
 mod eval;
 mod failure;
 mod generate;
@@ -71,6 +72,8 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Compare two backends, operation by operation
     Trace(trace::TraceArgs),
+    /// List the machines to run on
+    Devices(devices::DevicesArgs),
     /// Print a completion script for a shell
     Completions {
         /// Shell to complete for
@@ -111,6 +114,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => eval::eval(args),
         Command::Quantize(args) => quantize::quantize(args),
         Command::Trace(args) => trace::trace(args),
+        Command::Devices(args) => devices::devices(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "bitnet", &mut script);
