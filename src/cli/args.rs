@@ -8,8 +8,9 @@ use bitnet_rust::session::{DeviceChoice, DeviceOptions, LoadOptions};
 use clap::{Args, ValueEnum};
 use std::hash::{BuildHasher, Hasher};
 
-/// How a model is found.
+/// How a model is found, and what is said about it.
 #[derive(Args)]
+#[command(next_help_heading = "Other")]
 pub struct SourceArgs {
     /// Never use the network: hf: models must be in the cache
     #[arg(long)]
