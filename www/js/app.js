@@ -68,6 +68,7 @@ function modelName() {
 function showLoading() {
   const { progress, isLoading, model } = engine;
   byId('cancel-load').hidden = !isLoading;
+  byId('state').classList.toggle('loading', isLoading);
   byId('model-name').textContent = isLoading ? engine.choice.name : model ? modelName() : 'No model';
   if (isLoading) {
     const { loadedBytes = 0, totalBytes, phase, secondsLeft } = progress ?? {};

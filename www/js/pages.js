@@ -88,9 +88,9 @@ export class Story extends Page {
 
   /** @param {string} text by the reader */
   add(text) {
-    const before = this.pieces.at(-1)?.text ?? '';
-    const gap = before === '' || /\s$/.test(before) || /^[\s.,;:!?’”)]/.test(text) ? '' : ' ';
-    this.pieces.push({ by: 'you', text: gap + text });
+    const before = this.pieces.at(-1);
+    if (before && !/\s$/.test(before.text) && !/^[\s.,;:!?’”)]/.test(text)) before.text += ' ';
+    this.pieces.push({ by: 'you', text });
     this.render();
   }
 
