@@ -1,4 +1,4 @@
-//! The CPU as a [`Backend`](crate::backend::Backend): an interpreter of plans over one plain twin a
+//! The CPU as a [`Backend`]: an interpreter of plans over one plain twin a
 //! kernel, and fast kernels behind run-time dispatch where a profile says so.
 //!
 //! Each file named after an operation ([`Op::stem`](crate::plan::Op::stem)) holds its **twin**: the
