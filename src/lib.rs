@@ -15,7 +15,7 @@
 //! | 2 | [`cpu`] · `gpu`: machines that run plans |
 //! | 3 | [`error`] · [`selfcheck`]: a device against the plain twins |
 //! | 4 | [`session`]: loading and generating |
-//! | 5 | `quantize`: float, packed or other weights → a GGUF file |
+//! | 5 | `quantize`: float, packed or other weights → a GGUF file · [`synthetic`]: known shapes, random weights |
 //! | 6 | `js`, and the `bitnet` program, which uses this crate as an outsider |
 #![deny(missing_docs)]
 
@@ -34,5 +34,6 @@ pub mod quantize;
 pub mod sampling;
 pub mod selfcheck;
 pub mod session;
+pub mod synthetic;
 pub mod ternary;
 pub mod tokenizer;

@@ -3,10 +3,12 @@
 use super::args::{MachineArgs, SourceArgs};
 use super::failure::Failure;
 use super::model::{Source, load};
+use super::synthetic::{HeadArg, Wanted};
 use super::{interrupt, output};
 use bitnet_rust::backend::Backend;
 use bitnet_rust::sampling::Sampling;
 use bitnet_rust::session::{Event, Prompt, Request, Session};
+use bitnet_rust::synthetic;
 use clap::Args;
 use serde_json::json;
 use std::time::Instant;
@@ -16,6 +18,12 @@ pub struct BenchArgs {
     /// Model to run (see `bitnet --help`)
     #[arg(value_parser = Source::parse, default_value = "default", hide_default_value = true)]
     model: Source,
+    /// Instead of a model: random weights in the shape of one (tiny: to try it)
+    #[arg(long, value_name = "SHAPE", value_parser = synthetic::NAMES, conflicts_with = "model")]
+    synthetic: Option<String>,
+    /// Embedding and head of a synthetic model
+    #[arg(long, value_enum, default_value = "q8", value_name = "TYPE", requires = "synthetic")]
+    head: HeadArg,
     /// Tokens of the prompt
     #[arg(short, long, default_value_t = 128, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prompt_tokens: u32,
@@ -39,6 +47,17 @@ type Speeds = (f64, f64);
 
 pub fn bench(args: BenchArgs) -> Result<(), Failure> {
     interrupt::listen();
+    if let Some(name) = &args.synthetic {
+        let wanted = Wanted {
+            name,
+            head: args.head,
+            prompt_tokens: args.prompt_tokens,
+            tokens: args.tokens,
+            repetitions: args.repetitions,
+            json: args.json,
+        };
+        return super::synthetic::bench(&wanted, &args.machine);
+    }
     let started = Instant::now();
     let mut session = load(&args.model, &args.source, &args.machine)?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -129,7 +148,7 @@ fn measure(session: &mut Session, prompt_tokens: u32, tokens: u32) -> Result<Spe
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let n = values.len();
     if n % 2 == 1 { values[n / 2] } else { (values[n / 2 - 1] + values[n / 2]) / 2.0 }

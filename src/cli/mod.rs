@@ -19,6 +19,7 @@ mod logits;
 mod model;
 mod output;
 mod quantize;
+mod synthetic;
 mod tokenize;
 mod trace;
 
