@@ -58,6 +58,7 @@ export class FaultServer {
     const headers = { ...cors, 'content-type': 'application/octet-stream', 'content-length': to - from, ...served.headers };
     if (served.etag) headers.etag = served.etag;
     if (ranged) headers['content-range'] = `bytes ${from}-${to - 1}/${size}`;
+    response.setMaxListeners(0);
     response.writeHead(ranged ? 206 : 200, headers);
     const body = served.body.subarray(from, to);
     const step = fault.drip?.bytes ?? 64 << 10;
