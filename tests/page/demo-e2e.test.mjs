@@ -9,7 +9,7 @@ import { launch, repository, serveWww, watch, www } from './browser.mjs';
 
 const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const fixture = readFileSync(join(repository, 'tests/fixtures/qwen3-mini/gguf/qwen3-mini-TQ1_0.gguf'));
-const SLOW = { timeout: 240_000 }; // SwiftShader on a busy machine.
+const SLOW = { timeout: 600_000 }; // SwiftShader on a busy machine.
 
 let browser;
 before(async () => {
@@ -47,6 +47,12 @@ const write = async (page, words) => {
   await page.fill('#prompt', words);
   await page.press('#prompt', 'Enter');
 };
+const setTokens = async (page, n) => {
+  await page.click('#open-panel');
+  await page.fill('#field-maxTokens', String(n));
+  await page.press('#field-maxTokens', 'Tab');
+  await page.click('#close-panel');
+};
 const idle = (page) => page.waitForSelector('#stop', { state: 'hidden' });
 const figures = (page) => page.textContent('.after .figures >> visible=true');
 
@@ -81,10 +87,7 @@ for (const device of /** @type {const} */ (['cpu', 'webgpu'])) {
       assert.ok(longer.startsWith(story) && longer.length > story.length);
       assert.match(await figures(page), /\d+ of \d+ remembered/);
 
-      await page.click('#open-panel');
-      await page.fill('#field-maxTokens', '400');
-      await page.press('#field-maxTokens', 'Tab');
-      await page.click('#close-panel');
+      await setTokens(page, 400);
       await page.check('input[value=chat]', { force: true });
       await write(page, 'Tell me a story about a fox and a crow.');
       await page.waitForFunction(() => document.querySelector('.model-text')?.textContent.length > 30);
@@ -97,6 +100,7 @@ for (const device of /** @type {const} */ (['cpu', 'webgpu'])) {
       await page.waitForFunction(() => document.querySelectorAll('.model-text')[1]?.textContent.length > 10);
       await page.keyboard.press('Escape');
       await idle(page);
+      await setTokens(page, 6);
       await write(page, 'Tell me more.');
       await page.waitForFunction(() => document.querySelectorAll('.model-text')[2]?.textContent.length > 0);
       await idle(page);
