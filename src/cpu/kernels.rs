@@ -1,26 +1,34 @@
 //! Which implementation of a kernel runs, and how its work is split over threads.
 
 use super::kv_append::KvRows;
-use super::matrix::{Dense, Ternary};
+use super::matrix::{Dense, Ternary, Values};
 use super::quantize::QuantRows;
 use super::rows::{RowsMut, RowsRef};
+use super::simd::elementwise;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{self, Table};
 use super::threads::Threads;
 use super::{attention, dense_linear, gated_act, quantize, rms_norm, ternary_linear, wide};
 use crate::plan::{ActQuant, Activation};
+use std::ops::Range;
 
 /// Instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Isa {
     /// The twins.
     Plain,
-    /// The wide loops, for what the crate was compiled for.
+    /// Loops shaped for vectors, for what the crate was compiled for (in wasm: simd128).
     Portable,
-    /// The wide loops, for AVX2.
+    /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// The wide loops, for AVX-512.
+    /// AVX2 with 256-bit VNNI.
     #[cfg(target_arch = "x86_64")]
-    Avx512,
+    AvxVnni,
+    /// AVX-512 with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 impl Isa {
@@ -31,15 +39,19 @@ impl Isa {
 
     /// All that this processor has, the best last.
     pub fn all() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+        #[allow(unused_mut)] // Elsewhere than on x86 nothing is added.
         let mut all = vec![Isa::Plain, Isa::Portable];
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx2") {
+            if has!("avx2") && has!("fma") && has!("f16c") {
                 all.push(Isa::Avx2);
-                if has!("avx512f") && has!("avx512bw") && has!("avx512vl") {
-                    all.push(Isa::Avx512);
+                if has!("avxvnni") {
+                    all.push(Isa::AvxVnni);
+                }
+                let wide = has!("avx512f") && has!("avx512bw") && has!("avx512dq");
+                if wide && has!("avx512vl") && has!("avx512vnni") {
+                    all.push(Isa::Avx512Vnni);
                 }
             }
         }
@@ -55,25 +67,36 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => "avx512",
+            Isa::AvxVnni => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => "avx512-vnni",
+        }
+    }
+
+    /// Its kernels in intrinsics, where it has them.
+    #[cfg(target_arch = "x86_64")]
+    fn table(self) -> Option<&'static Table> {
+        match self {
+            Isa::Plain | Isa::Portable => None,
+            Isa::Avx2 => Some(&simd::x86::AVX2),
+            Isa::AvxVnni => Some(&simd::x86::AVX_VNNI),
+            Isa::Avx512Vnni => Some(&simd::x86::AVX512_VNNI),
         }
     }
 }
 
-/// Calls a wide kernel for `isa`, or `plain`.
-macro_rules! wide {
-    ($isa:expr, $name:ident($($arg:expr),* $(,)?), $plain:expr) => {
+/// Runs the loops of an [`Isa`]: the twin, the portable ones, or those of a [`Table`].
+macro_rules! dispatch {
+    ($isa:expr, $plain:expr, $portable:expr, $table:ident => $fast:expr $(,)?) => {{
+        #[cfg(target_arch = "x86_64")]
+        if let Some($table) = $isa.table() {
+            return $fast;
+        }
         match $isa {
             Isa::Plain => $plain,
-            Isa::Portable => wide::portable::$name($($arg),*),
-            // SAFETY: `Isa::all` has seen that the processor has these instructions.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { wide::avx2::$name($($arg),*) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { wide::avx512::$name($($arg),*) },
+            _ => $portable,
         }
-    };
+    }};
 }
 
 /// Fewest rows of `dim` values that are worth a task of their own.
@@ -84,6 +107,17 @@ pub(super) fn rows_a_task(dim: usize) -> usize {
 /// Fewest weights that are worth a task of their own.
 const WEIGHTS_A_TASK: usize = 65_536;
 
+#[cfg(target_arch = "x86_64")]
+/// Rows whose codes stay in the second-level cache during prefill.
+const ROWS_A_TILE: usize = 64;
+
+#[cfg(target_arch = "x86_64")]
+/// Tokens that share a tile of keys and values.
+const TOKENS_A_TILE: usize = 8;
+
+/// Attention of one token: q, keys, values, positions, heads, scale, out.
+type AttendOne = fn(&[f32], &KvRows, &KvRows, usize, usize, f32, &mut [f32]);
+
 /// Keys and values of a layer; the first token of the step is at `pos`.
 #[derive(Clone, Copy)]
 pub(super) struct Cache<'a> {
@@ -92,16 +126,34 @@ pub(super) struct Cache<'a> {
     pub pos: usize,
 }
 
-pub(super) fn rms_norm(_isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    rms_norm::rms_norm(x, weight, eps, out);
+pub(super) fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    dispatch!(
+        isa,
+        rms_norm::rms_norm(x, weight, eps, out),
+        elementwise::rms_norm(x, weight, eps, out),
+        // SAFETY: `Cpu` accepts only instructions that the processor has; here and below.
+        fast => unsafe { (fast.rms_norm)(x, weight, eps, out) },
+    );
 }
 
 pub(super) fn quantize(isa: Isa, rule: ActQuant, x: &[f32], q: &mut [i8], d: &mut [f32]) {
-    wide!(isa, quantize(rule, x, q, d), quantize::quantize(rule, x, q, d));
+    dispatch!(
+        isa,
+        quantize::quantize(rule, x, q, d),
+        elementwise::quantize(rule, x, q, d),
+        // SAFETY: as above.
+        fast => unsafe { (fast.quantize)(rule, x, q, d) },
+    );
 }
 
-pub(super) fn gated_act(_isa: Isa, act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    gated_act::gated_act(act, gate, up, out);
+pub(super) fn gated_act(isa: Isa, act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    dispatch!(
+        isa,
+        gated_act::gated_act(act, gate, up, out),
+        elementwise::gated_act(act, gate, up, out),
+        // SAFETY: as above.
+        fast => unsafe { (fast.gated_act)(act, gate, up, out) },
+    );
 }
 
 pub(super) fn attention(
@@ -113,18 +165,30 @@ pub(super) fn attention(
     scale: f32,
     out: &RowsMut<'_>,
 ) {
-    threads.split(out.rows, 1, 1, |rows| {
-        for t in rows {
-            let positions = cache.pos + t + 1;
-            // SAFETY: each row is one task's.
-            let out = unsafe { out.row(t) };
-            let (q, Cache { keys, values, .. }) = (q.row(t), cache);
-            wide!(
-                isa,
-                attention(q, keys, values, positions, heads, scale, out),
-                attention::attention(q, keys, values, positions, heads, scale, out)
-            );
-        }
+    let each_token = |one: AttendOne| {
+        threads.split(out.rows, 1, 1, |rows| {
+            for t in rows {
+                let (positions, Cache { keys, values, .. }) = (cache.pos + t + 1, cache);
+                // SAFETY: each row is one task's.
+                one(q.row(t), keys, values, positions, heads, scale, unsafe { out.row(t) });
+            }
+        });
+    };
+    dispatch!(isa, each_token(attention::attention), each_token(wide::attention), fast => {
+        let head_dim = q.dim / heads;
+        let kv_heads = cache.keys.dim / head_dim;
+        let task = simd::attention::Task { q, heads, head_dim, scale };
+        let token_tiles = out.rows.div_ceil(TOKENS_A_TILE);
+        // Below a few thousand multiplications a task costs more to hand out than to do.
+        let work = (cache.pos + out.rows) * out.rows.min(TOKENS_A_TILE) * q.dim / kv_heads;
+        threads.split(kv_heads * token_tiles, 1, (16_384 / work.max(1)).max(1), |tasks| {
+            for i in tasks {
+                let first = i / kv_heads * TOKENS_A_TILE;
+                let tokens = first..(first + TOKENS_A_TILE).min(out.rows);
+                // SAFETY: as above; each task writes its own heads of its own rows.
+                unsafe { (fast.attention)(&task, cache, i % kv_heads, tokens, out) }
+            }
+        });
     });
 }
 
@@ -135,33 +199,66 @@ pub(super) fn ternary_linear(
     w: Ternary<'_>,
     out: &RowsMut<'_>,
 ) {
-    threads.split(w.n, 16, WEIGHTS_A_TASK / w.k, |rows| {
-        let (w, first) = (w.rows(rows.clone()), rows.start);
-        // SAFETY: each column is one task's.
-        let mut put = |t, n, y| unsafe { out.part(t, first + n..first + n + 1) }[0] = y;
-        wide!(isa, ternary_linear(x, out.rows, w, &mut put), {
-            for t in 0..out.rows {
+    let (least, tokens) = (WEIGHTS_A_TASK / w.k, out.rows);
+    dispatch!(
+        isa,
+        threads.split(w.n, 16, least, |rows| {
+            for t in 0..tokens {
                 let (q, d) = x.row(t);
                 // SAFETY: each column is one task's.
                 let out = unsafe { out.part(t, rows.clone()) };
-                ternary_linear::ternary_linear(x.rule, q, d, w, out);
+                ternary_linear::ternary_linear(x.rule, q, d, w.rows(rows.clone()), out);
             }
-        });
-    });
+        }),
+        threads.split(w.n, 16, least, |rows| {
+            let (w, first) = (w.rows(rows.clone()), rows.start);
+            // SAFETY: each column is one task's.
+            let mut put = |t, n, y| unsafe { out.part(t, first + n..first + n + 1) }[0] = y;
+            wide::ternary_linear(x, tokens, w, &mut put);
+        }),
+        fast => {
+            let task = simd::ternary_linear::Task::new(x, w, fast.lanes, threads);
+            threads.split(w.n, 4, least, |rows| {
+                // With many tokens, codes of a few rows stay in the cache while the tokens pass by.
+                let step = if tokens > 1 { ROWS_A_TILE } else { rows.len().max(1) };
+                for start in rows.clone().step_by(step) {
+                    let rows = start..(start + step).min(rows.end);
+                    // SAFETY: as above; each column is one task's.
+                    unsafe { (fast.ternary_linear)(&task, rows, out) }
+                }
+            });
+        },
+    );
 }
 
 pub(super) fn ternary_linear_f32(
-    _isa: Isa,
+    isa: Isa,
     threads: &Threads,
     x: RowsRef<'_>,
     w: Ternary<'_>,
     out: &RowsMut<'_>,
 ) {
-    threads.split(w.n, 16, WEIGHTS_A_TASK / w.k, |rows| {
-        for t in 0..out.rows {
-            // SAFETY: each column is one task's.
-            let out = unsafe { out.part(t, rows.clone()) };
-            ternary_linear::ternary_linear_f32(x.row(t), w.rows(rows.clone()), out);
+    threads.split(w.n, 4, WEIGHTS_A_TASK / w.k, |rows| {
+        if isa == Isa::Plain {
+            for t in 0..out.rows {
+                // SAFETY: each column is one task's.
+                let out = unsafe { out.part(t, rows.clone()) };
+                ternary_linear::ternary_linear_f32(x.row(t), w.rows(rows.clone()), out);
+            }
+            return;
+        }
+        // Rows are widened to f32 a few at a time and go through the dense kernel.
+        let mut values = vec![0.0f32; 4 * w.k];
+        for start in rows.clone().step_by(4) {
+            let rows = start..(start + 4).min(rows.end);
+            for (n, values) in rows.clone().zip(values.chunks_exact_mut(w.k)) {
+                for (k, v) in values.iter_mut().enumerate() {
+                    *v = w.unscaled(n, k) * w.row_scales[n];
+                }
+            }
+            let n = rows.len();
+            let few = Dense { n, k: w.k, values: Values::F32(&values[..n * w.k]) };
+            dense_rows(isa, x, few, 0..n, &out.columns(rows));
         }
     });
 }
@@ -173,16 +270,25 @@ pub(super) fn dense_linear(
     w: Dense<'_>,
     out: &RowsMut<'_>,
 ) {
-    threads.split(w.n, 16, WEIGHTS_A_TASK / w.k.max(1), |rows| {
-        let (w, first) = (w.rows(rows.clone()), rows.start);
-        // SAFETY: each column is one task's.
-        let mut put = |t, n, y| unsafe { out.part(t, first + n..first + n + 1) }[0] = y;
-        wide!(isa, dense_linear(x, out.rows, w, &mut put), {
-            for t in 0..out.rows {
-                // SAFETY: each column is one task's.
-                let out = unsafe { out.part(t, rows.clone()) };
-                dense_linear::dense_linear(x.row(t), w, out);
-            }
-        });
-    });
+    threads.split(w.n, 16, WEIGHTS_A_TASK / w.k.max(1), |rows| dense_rows(isa, x, w, rows, out));
+}
+
+/// Rows `rows` of a dense matrix, which are one task's.
+fn dense_rows(isa: Isa, x: RowsRef<'_>, w: Dense<'_>, rows: Range<usize>, out: &RowsMut<'_>) {
+    dispatch!(
+        isa,
+        for t in 0..out.rows {
+            // SAFETY: each column is one task's.
+            let out = unsafe { out.part(t, rows.clone()) };
+            dense_linear::dense_linear(x.row(t), w.rows(rows.clone()), out);
+        },
+        {
+            let (w, first) = (w.rows(rows.clone()), rows.start);
+            // SAFETY: each column is one task's.
+            let mut put = |t, n, y| unsafe { out.part(t, first + n..first + n + 1) }[0] = y;
+            wide::dense_linear(x, out.rows, w, &mut put);
+        },
+        // SAFETY: as above; each column is one task's.
+        fast => unsafe { (fast.dense_linear)(x, w, rows, out) },
+    );
 }

@@ -41,6 +41,7 @@ pub mod rope;
 mod rows;
 mod run;
 mod sample;
+mod simd;
 #[doc(hidden)]
 pub mod take_outputs;
 #[doc(hidden)]
@@ -86,6 +87,10 @@ impl Cpu {
     /// # Errors
     /// As for [`Cpu::new`].
     pub fn with_isa(threads: Option<usize>, isa: Isa) -> Result<Self, BackendError> {
+        if !Isa::all().contains(&isa) {
+            let reason = format!("this processor does not have {}", isa.name());
+            return Err(BackendError::Unsupported { reason });
+        }
         let threads = Threads::new(threads)?;
         let caps = Caps {
             backend: "cpu",

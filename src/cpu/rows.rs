@@ -49,6 +49,12 @@ impl<'a> RowsMut<'a> {
         RowsMut { start: data.as_mut_ptr(), stride, at, dim, rows, borrowed: PhantomData }
     }
 
+    /// Some of the columns of every row.
+    pub fn columns(&self, range: Range<usize>) -> RowsMut<'_> {
+        assert!(range.start <= range.end && range.end <= self.dim);
+        RowsMut { at: self.at + range.start, dim: range.len(), ..*self }
+    }
+
     /// Elements `range` of row `r`.
     ///
     /// # Safety

@@ -148,9 +148,181 @@ fn fast_kernels_follow_the_twins() {
             for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
                 let run =
                     |isa| forward(&mut cpu(rule, block, isa, kv_type, 8), &IDS, 0, Outputs::All);
-                let (fast, plain) = (run(Isa::detect()), run(Isa::Plain));
-                let error = nmse(&fast, &plain);
-                assert!(error < 1e-4, "{rule:?} {block:?} {kv_type:?}: {error}");
+                let plain = run(Isa::Plain);
+                for isa in Isa::all() {
+                    let error = nmse(&run(isa), &plain);
+                    assert!(error < 1e-4, "{isa:?} {rule:?} {block:?} {kv_type:?}: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// Rows of a whole buffer of f32.
+fn rows_ref(x: &[f32], dim: usize) -> rows::RowsRef<'_> {
+    let slice = Slice { buf: BufId(0), at: 0, dim: dim as u32 };
+    rows::RowsRef::new(x, dim, slice, x.len() / dim)
+}
+
+fn rows_mut(x: &mut [f32], dim: usize) -> rows::RowsMut<'_> {
+    let (slice, n) = (Slice { buf: BufId(0), at: 0, dim: dim as u32 }, x.len() / dim);
+    rows::RowsMut::new(x, dim, slice, n)
+}
+
+fn floats(key: u32, n: usize) -> Vec<f32> {
+    (0..n).map(|i| random(key, i) as f32 / u32::MAX as f32 * 4.0 - 2.0).collect()
+}
+
+#[test]
+fn ternary_linear_is_bit_for_bit_the_twin() {
+    let threads = Threads::new(Some(2)).unwrap();
+    let shapes = [(1, 32, 1), (5, 96, 2), (17, 320, 3), (4, 256, 6), (66, 2560, 13), (3, 8640, 7)];
+    for (key, (n, k, tokens)) in (0..).zip(shapes) {
+        let codes: Vec<u8> =
+            (0..n * crate::ternary::row_bytes(k)).map(|i| random(key, i) as u8).collect();
+        let row_scales = floats(key + 50, n);
+        for block in [None, Some(64), Some(128), Some(256)] {
+            let scales: Vec<u16> = floats(key + 60, n * k.div_ceil(block.unwrap_or(k)))
+                .into_iter()
+                .map(|v| half::f16::from_f32(v).to_bits())
+                .collect();
+            let blocks = block.map(|len| (len, scales.as_slice()));
+            let w = matrix::Ternary { n, k, codes: &codes, row_scales: &row_scales, blocks };
+            for rule in [ActQuant::PerToken, ActQuant::Block256, ActQuant::Block32] {
+                let mut x = quantize::QuantRows::new(rule, k);
+                x.resize(tokens).unwrap();
+                x.quantize(Isa::Plain, &threads, rows_ref(&floats(key + 70, tokens * k), k));
+                x.q[0] = -128;
+                let run = |isa| {
+                    let mut out = vec![f32::NAN; tokens * n];
+                    kernels::ternary_linear(isa, &threads, &x, w, &rows_mut(&mut out, n));
+                    out.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+                };
+                let twin = run(Isa::Plain);
+                for isa in Isa::all() {
+                    assert_eq!(run(isa), twin, "{isa:?} {rule:?} {block:?} [{n}, {k}] × {tokens}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn narrow_sums_do_not_overflow() {
+    let threads = Threads::new(Some(1)).unwrap();
+    let (n, k) = (4, 65_536);
+    let codes = vec![0xff; n * crate::ternary::row_bytes(k)];
+    let w = matrix::Ternary { n, k, codes: &codes, row_scales: &[1.0; 4], blocks: None };
+    for value in [-128i8, 127] {
+        let mut x = quantize::QuantRows::new(ActQuant::PerToken, k);
+        x.resize(1).unwrap();
+        x.q.fill(value);
+        x.d.fill(1.0);
+        for isa in Isa::all() {
+            let mut out = vec![0.0; n];
+            kernels::ternary_linear(isa, &threads, &x, w, &rows_mut(&mut out, n));
+            assert_eq!(out, vec![f32::from(value) * 2.0 * k as f32; n], "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn quantize_is_bit_for_bit_the_twin() {
+    for rule in [ActQuant::PerToken, ActQuant::Block256, ActQuant::Block32] {
+        for k in [1, 31, 64, 300, 2560] {
+            let mut x = floats(k as u32, k);
+            x[k / 2] = [0.0, -2.0, f32::NAN][k % 3];
+            let run = |isa| {
+                let mut q = vec![9i8; k.next_multiple_of(64)];
+                let mut d = vec![0.0f32; rule.groups(k as u32) as usize];
+                kernels::quantize(isa, rule, &x, &mut q, &mut d);
+                (q, d)
+            };
+            for isa in Isa::all() {
+                assert_eq!(run(isa), run(Isa::Plain), "{isa:?} {rule:?} {k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn float_kernels_are_close_to_their_twins() {
+    let threads = Threads::new(Some(2)).unwrap();
+    for (n, k, tokens) in [(1, 32, 1), (7, 96, 5), (33, 320, 3), (5, 100, 2)] {
+        let (x, values) = (floats(1, tokens * k), floats(2, n * k));
+        let halves: Vec<u16> = values.iter().map(|&v| half::f16::from_f32(v).to_bits()).collect();
+        let bytes: Vec<i8> = values.iter().map(|&v| (v * 60.0) as i8).collect();
+        let mut kinds = vec![matrix::Values::F32(&values), matrix::Values::F16(&halves)];
+        if k % 32 == 0 {
+            kinds.push(matrix::Values::Q8(&bytes, &halves[..n * k / 32]));
+        }
+        let codes: Vec<u8> =
+            (0..n * crate::ternary::row_bytes(k)).map(|i| random(3, i) as u8).collect();
+        let w = matrix::Ternary { n, k, codes: &codes, row_scales: &values[..n], blocks: None };
+        for isa in Isa::all() {
+            for &values in &kinds {
+                let run = |isa| {
+                    let mut out = vec![f32::NAN; tokens * n];
+                    let w = matrix::Dense { n, k, values };
+                    let out_rows = rows_mut(&mut out, n);
+                    kernels::dense_linear(isa, &threads, rows_ref(&x, k), w, &out_rows);
+                    out
+                };
+                let error = nmse(&run(isa), &run(Isa::Plain));
+                assert!(error < 1e-11, "{isa:?} [{n}, {k}]: {error}");
+            }
+            let ternary = |isa| {
+                let mut out = vec![f32::NAN; tokens * n];
+                let out_rows = rows_mut(&mut out, n);
+                kernels::ternary_linear_f32(isa, &threads, rows_ref(&x, k), w, &out_rows);
+                out
+            };
+            assert!(nmse(&ternary(isa), &ternary(Isa::Plain)) < 1e-11, "{isa:?} [{n}, {k}]");
+            for act in [Activation::Silu, Activation::Relu2] {
+                let run = |isa| {
+                    let mut out = vec![f32::NAN; x.len()];
+                    kernels::gated_act(isa, act, &x, &x, &mut out);
+                    out
+                };
+                assert!(nmse(&run(isa), &run(Isa::Plain)) < 1e-12, "{isa:?} {act:?}");
+            }
+            let norm = |isa| {
+                let mut out = vec![f32::NAN; k];
+                kernels::rms_norm(isa, &x[..k], &x[..k], 1e-5, &mut out);
+                out
+            };
+            assert!(nmse(&norm(isa), &norm(Isa::Plain)) < 1e-12, "{isa:?} {k}");
+        }
+    }
+}
+
+#[test]
+fn attention_is_close_to_its_twin() {
+    let threads = Threads::new(Some(2)).unwrap();
+    for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
+        for (heads, kv_heads, dim, pos, tokens) in
+            [(4, 2, 32, 0, 1), (6, 2, 128, 150, 11), (3, 3, 100, 63, 9), (8, 1, 96, 64, 1)]
+        {
+            let row = kv_heads * dim;
+            let [mut keys, mut values] = [(); 2].map(|()| kv_append::KvRows::new(kv_type, row));
+            for (key, cache) in [(5, &mut keys), (6, &mut values)] {
+                cache.grow(pos + tokens, pos + tokens).unwrap();
+                for p in 0..pos + tokens {
+                    kv_append::kv_append(cache, p, &floats(key + 10 * p as u32, row));
+                }
+            }
+            let q = floats(9, tokens * heads * dim);
+            let run = |isa| {
+                let mut out = vec![f32::NAN; q.len()];
+                let cache = kernels::Cache { keys: &keys, values: &values, pos };
+                let (q, width) = (rows_ref(&q, heads * dim), heads * dim);
+                let out_rows = rows_mut(&mut out, width);
+                kernels::attention(isa, &threads, q, cache, heads, 0.3, &out_rows);
+                out
+            };
+            for isa in Isa::all() {
+                let error = nmse(&run(isa), &run(Isa::Plain));
+                assert!(error < 1e-11, "{isa:?} {kv_type:?} {heads}/{kv_heads} × {dim}: {error}");
             }
         }
     }

@@ -1,0 +1,120 @@
+//! What a family of processors gives to the kernels, and the table of kernels it gets back.
+
+use super::{attention, ternary_linear};
+use crate::cpu::kernels::Cache;
+use crate::cpu::matrix::Dense;
+use crate::cpu::rows::{RowsMut, RowsRef};
+use crate::plan::{ActQuant, Activation};
+use std::ops::Range;
+
+/// The kernels of one instruction set.
+///
+/// # Safety
+/// To be called only on a processor that has the instructions; parts of the output that two calls
+/// write at the same time must not overlap.
+pub(in crate::cpu) struct Table {
+    /// 128-bit lanes a register.
+    pub lanes: usize,
+    pub ternary_linear: unsafe fn(&ternary_linear::Task<'_>, Range<usize>, &RowsMut<'_>),
+    pub dense_linear: unsafe fn(RowsRef<'_>, Dense<'_>, Range<usize>, &RowsMut<'_>),
+    pub attention: unsafe fn(&attention::Task<'_>, Cache<'_>, usize, Range<usize>, &RowsMut<'_>),
+    pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    pub quantize: unsafe fn(ActQuant, &[f32], &mut [i8], &mut [f32]),
+    pub gated_act: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
+}
+
+/// Registers of one instruction set.
+///
+/// # Safety
+/// All methods: only on a processor that has the instructions, and with pointers to as much memory
+/// as the name says. They must be inlined into functions that enable the instructions.
+pub(super) trait Simd {
+    /// 128-bit lanes a register.
+    const LANES: usize;
+    /// Dots that may add up before [`Simd::widen`]. The narrow sums are i16: a dot adds at most
+    /// 2 · 3 · 128 = 768 to each, so 32 of them stay below 2¹⁵.
+    const NARROW_DOTS: usize;
+    /// Tokens that share an unpacked register, as many as accumulators fit beside.
+    const TOKENS: usize;
+    /// f32 values a register.
+    const FLOATS: usize;
+    /// Integers: bytes, narrow sums or i32.
+    type Int: Copy;
+    /// Floats.
+    type Float: Copy;
+
+    unsafe fn zero() -> Self::Int;
+    unsafe fn load(p: *const u8) -> Self::Int;
+    /// Loads `lanes` lanes, the rest zero.
+    unsafe fn load_part(p: *const u8, lanes: usize) -> Self::Int;
+    /// Bits `2S` and `2S + 1` of each byte.
+    unsafe fn codes<const S: i32>(v: Self::Int) -> Self::Int;
+    /// Adds the products of unsigned `codes` and signed `x` to narrow sums, within each lane.
+    unsafe fn dot(narrow: Self::Int, codes: Self::Int, x: Self::Int) -> Self::Int;
+    /// Adds narrow sums to four i32 a lane.
+    unsafe fn widen(wide: Self::Int, narrow: Self::Int) -> Self::Int;
+    /// In each lane, the sums of the four i32 of `a`, of `b`, of `c` and of `d`.
+    unsafe fn sum4(a: Self::Int, b: Self::Int, c: Self::Int, d: Self::Int) -> Self::Int;
+    unsafe fn store(p: *mut i32, v: Self::Int);
+
+    unsafe fn splat(v: f32) -> Self::Float;
+    unsafe fn load_f32(p: *const f32) -> Self::Float;
+    unsafe fn load_f16(p: *const u16) -> Self::Float;
+    unsafe fn load_i8(p: *const i8) -> Self::Float;
+    unsafe fn store_f32(p: *mut f32, v: Self::Float);
+    unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float;
+    /// `a · b + c`, fused where the processor can.
+    unsafe fn mul_add(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
+    unsafe fn sum(v: Self::Float) -> f32;
+}
+
+/// The table of kernels for `$simd`, compiled with `$features`.
+macro_rules! kernels {
+    ($table:ident, $simd:ty, $features:literal) => {
+        pub(in crate::cpu) static $table: Table = {
+            #[target_feature(enable = $features)]
+            unsafe fn ternary(t: &ternary_linear::Task<'_>, n: Range<usize>, out: &RowsMut<'_>) {
+                // SAFETY: the caller's.
+                unsafe { ternary_linear::ternary_linear::<$simd>(t, n, out) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn dense(x: RowsRef<'_>, w: Dense<'_>, n: Range<usize>, out: &RowsMut<'_>) {
+                // SAFETY: the caller's.
+                unsafe { dense_linear::dense_linear::<$simd>(x, w, n, out) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn attention(
+                task: &attention::Task<'_>,
+                cache: Cache<'_>,
+                kv_head: usize,
+                tokens: Range<usize>,
+                out: &RowsMut<'_>,
+            ) {
+                // SAFETY: the caller's.
+                unsafe { attention::attention::<$simd>(task, cache, kv_head, tokens, out) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+                elementwise::rms_norm(x, weight, eps, out);
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn quantize(rule: ActQuant, x: &[f32], q: &mut [i8], d: &mut [f32]) {
+                elementwise::quantize(rule, x, q, d);
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn gated_act(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+                elementwise::gated_act(act, gate, up, out);
+            }
+            Table {
+                lanes: <$simd as Simd>::LANES,
+                ternary_linear: ternary,
+                dense_linear: dense,
+                attention,
+                rms_norm,
+                quantize,
+                gated_act,
+            }
+        };
+    };
+}
+pub(super) use kernels;

@@ -1,0 +1,216 @@
+//! x86-64: AVX2, AVX-VNNI, AVX-512 VNNI.
+
+use super::registers::{Simd, Table, kernels};
+use super::{attention, dense_linear, elementwise, ternary_linear};
+use crate::cpu::kernels::Cache;
+use crate::cpu::matrix::Dense;
+use crate::cpu::rows::{RowsMut, RowsRef};
+use crate::plan::{ActQuant, Activation};
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// 256-bit registers; bytes multiplied by `maddubs` into i16.
+pub(super) struct Avx2;
+/// 256-bit registers; bytes multiplied by `dpbusd` into i32.
+pub(super) struct AvxVnni;
+/// 512-bit registers; bytes multiplied by `dpbusd` into i32.
+pub(super) struct Avx512;
+
+/// What both 256-bit sets do alike.
+macro_rules! registers_256 {
+    () => {
+        const LANES: usize = 2;
+        const FLOATS: usize = 8;
+        type Int = __m256i;
+        type Float = __m256;
+
+        #[inline(always)]
+        unsafe fn zero() -> __m256i {
+            unsafe { _mm256_setzero_si256() }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const u8) -> __m256i {
+            unsafe { _mm256_loadu_si256(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn load_part(p: *const u8, _one: usize) -> __m256i {
+            unsafe { _mm256_zextsi128_si256(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn codes<const S: i32>(v: __m256i) -> __m256i {
+            unsafe {
+                let v = match S {
+                    0 => v,
+                    1 => _mm256_srli_epi16::<2>(v),
+                    2 => _mm256_srli_epi16::<4>(v),
+                    _ => _mm256_srli_epi16::<6>(v),
+                };
+                _mm256_and_si256(v, _mm256_set1_epi8(3))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sum4(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> __m256i {
+            unsafe { _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut i32, v: __m256i) {
+            unsafe { _mm256_storeu_si256(p.cast(), v) }
+        }
+        #[inline(always)]
+        unsafe fn splat(v: f32) -> __m256 {
+            unsafe { _mm256_set1_ps(v) }
+        }
+        #[inline(always)]
+        unsafe fn load_f32(p: *const f32) -> __m256 {
+            unsafe { _mm256_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> __m256 {
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn store_f32(p: *mut f32, v: __m256) {
+            unsafe { _mm256_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn sum(v: __m256) -> f32 {
+            unsafe {
+                let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+                let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+                _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+            }
+        }
+    };
+}
+
+impl Simd for Avx2 {
+    registers_256!();
+    const NARROW_DOTS: usize = 32;
+    const TOKENS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn dot(narrow: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi16(narrow, _mm256_maddubs_epi16(codes, x)) }
+    }
+    #[inline(always)]
+    unsafe fn widen(wide: __m256i, narrow: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1))) }
+    }
+}
+
+impl Simd for AvxVnni {
+    registers_256!();
+    const NARROW_DOTS: usize = usize::MAX;
+    const TOKENS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn dot(narrow: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        unsafe { _mm256_dpbusd_avx_epi32(narrow, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn widen(wide: __m256i, narrow: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(wide, narrow) }
+    }
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 4;
+    const FLOATS: usize = 16;
+    const NARROW_DOTS: usize = usize::MAX;
+    const TOKENS: usize = 4;
+    type Int = __m512i;
+    type Float = __m512;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(p: *const u8, lanes: usize) -> __m512i {
+        unsafe { _mm512_maskz_loadu_epi64((1u8 << (2 * lanes)) - 1, p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn codes<const S: i32>(v: __m512i) -> __m512i {
+        unsafe {
+            let v = match S {
+                0 => v,
+                1 => _mm512_srli_epi16::<2>(v),
+                2 => _mm512_srli_epi16::<4>(v),
+                _ => _mm512_srli_epi16::<6>(v),
+            };
+            _mm512_and_si512(v, _mm512_set1_epi8(3))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot(narrow: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(narrow, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn widen(wide: __m512i, narrow: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(wide, narrow) }
+    }
+    #[inline(always)]
+    unsafe fn sum4(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m512i {
+        unsafe {
+            let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut i32, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_f32(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_f32(p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: __m512) -> f32 {
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+}
+
+kernels!(AVX2, Avx2, "avx2,fma,f16c");
+kernels!(AVX_VNNI, AvxVnni, "avx2,fma,f16c,avxvnni");
+kernels!(AVX512_VNNI, Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
