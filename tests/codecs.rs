@@ -227,22 +227,27 @@ fn i2_s_layouts_of_a_trained_model_are_told_apart() {
         bytes
     };
     for variant in i2_s::Variant::ALL {
-        // Any single pair of the first layers settles it.
-        for (norm, linear) in [
-            ("blk.0.attn_norm", "blk.0.attn_q"),
-            ("blk.1.attn_norm", "blk.1.attn_v"),
-            ("blk.1.attn_sub_norm", "blk.1.attn_output"),
-            ("blk.0.ffn_norm", "blk.0.ffn_up"),
-        ] {
-            let norm: Vec<f32> = tensors[&format!("{norm}.weight")]
-                .bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                .collect();
-            let p = decode(&tensors[&format!("{linear}.weight")]);
-            let mut detector = i2_s::Detector::default();
-            detector.observe(&norm, &write(&p, variant), p.n, p.k);
-            assert_eq!(detector.variant(), Some(variant), "{linear}");
+        let mut detector = i2_s::Detector::default();
+        for layer in 0..10 {
+            for (norm, linear) in [
+                ("attn_norm", "attn_q"),
+                ("attn_norm", "attn_v"),
+                ("attn_sub_norm", "attn_output"),
+                ("ffn_norm", "ffn_up"),
+                ("ffn_sub_norm", "ffn_down"),
+            ] {
+                let norm: Vec<f32> = tensors[&format!("blk.{layer}.{norm}.weight")]
+                    .bytes
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                    .collect();
+                let p = decode(&tensors[&format!("blk.{layer}.{linear}.weight")]);
+                detector.observe(&norm, &write(&p, variant), p.n, p.k);
+                // Early on it may not know, but it must not be wrong.
+                let found = detector.variant();
+                assert!(found.is_none_or(|f| f == variant), "layer {layer}: {found:?}");
+            }
         }
+        assert_eq!(detector.variant(), Some(variant));
     }
 }
