@@ -173,7 +173,7 @@ test('a file that changes half-way: the load starts over and gets the new one', 
 });
 
 test('in place on the page: the Cache API keeps it, and finds what a worker has kept', async () => {
-  const { url } = files.serve('/j.gguf', model, { fault: () => ({ drip: { bytes: 1 << 20, ms: 5 } }) });
+  const { url } = files.serve('/j.gguf', model, { fault: () => ({ drip: { bytes: 128 << 10, ms: 20 } }) });
   const aborted = await load(url, { worker: false, abortAt: 4_000_000 });
   assert.equal(aborted.error, 'AbortError');
   const again = await load(url, { worker: false });
