@@ -102,8 +102,8 @@ export interface Progress {
 }
 
 export interface LoadOptions {
-  /** `'auto'` (default): WebGPU if there is an adapter that computes correctly, else the CPU; `info.fallback`
-   * says why it is the CPU. */
+  /** `'auto'` (default): WebGPU if there is an adapter that computes correctly and takes this model, else the
+   * CPU; `info.fallback` says why. */
   device?: 'auto' | 'webgpu' | 'cpu';
   /** Part of the adapter's name, where there are several. */
   adapter?: string;
@@ -205,8 +205,9 @@ export interface Timings {
 export interface GenerateResult {
   text: string;
   tokens: number[];
-  /** `eos`: the model ended it · `stop`: a stop string · `length`: `maxTokens` · `context_full` */
-  finishReason: 'eos' | 'stop' | 'length' | 'context_full';
+  /** `eos`: the model ended it · `stop`: a stop string · `length`: `maxTokens` · `context_full` ·
+   * `cancelled`: `stop()`, or the loop was left */
+  finishReason: 'eos' | 'stop' | 'length' | 'context_full' | 'cancelled';
   usage: Usage;
   timings: Timings;
   /** What to pass as `seed` to get this text again. */
@@ -220,11 +221,12 @@ export class Generation implements AsyncIterable<string> {
   private constructor();
   /** New text as it comes. Leaving the loop ends the generation. */
   [Symbol.asyncIterator](): AsyncGenerator<string, void, void>;
-  /** How it ended. Rejects when it failed or was stopped. */
+  /** How it ended. Rejects when it failed or its signal was aborted. */
   readonly result: Promise<GenerateResult>;
   /** The whole text. */
   text(): Promise<string>;
-  /** Ends it; iteration stops without an error, `result` rejects with an `AbortError`. */
+  /** Ends it after the step under way. Iteration stops without an error, and `result` has what there is
+   * by then, with its figures. */
   stop(): void;
   /** Tokens written so far. A piece may hold several of them. */
   readonly tokenCount: number;
@@ -278,6 +280,18 @@ export interface Stats extends Partial<Timings> {
   cachedTokens: number;
 }
 
+/** A model on the Hugging Face hub. */
+export interface HubModel {
+  /** What `BitNet.load` takes. */
+  source: string;
+  /** Last part of the file's or the folder's name. */
+  name: string;
+  format: 'GGUF' | 'safetensors';
+  /** Length of the file, or of all shards together. */
+  bytes: number;
+  sha256?: string;
+}
+
 /** A file in the cache. */
 export interface CachedFile {
   url: string;
@@ -318,6 +332,13 @@ export class BitNet {
     /** Deletes one file, or all; says how many went. */
     delete(url?: string | URL): Promise<number>;
   };
+
+  /** What there is to load in `hf:owner/repo[@revision][/folder]`: its GGUF files, and its safetensors model. */
+  static hubModels(repository: string, options?: {
+    hub?: string;
+    headers?: Record<string, string>;
+    signal?: AbortSignal;
+  }): Promise<HubModel[]>;
 
   /** Runs each kernel of a device against its plain twin; `onResult` hears of each as it is done. */
   static check(options?: {

@@ -6,7 +6,7 @@ import { BitNetError, invalid } from './lib/errors.js';
 import { Generation } from './lib/generation.js';
 import { platform } from './lib/platform.js';
 import { local, remote } from './lib/rpc.js';
-import { toSendable } from './lib/source.js';
+import { hubModels, toSendable } from './lib/source.js';
 
 export { BitNetError, Generation };
 
@@ -25,6 +25,13 @@ export class BitNet {
     /** @param {string | URL} [url] */
     delete: (url) => cache.remove(url === undefined ? undefined : String(url)),
   };
+
+  /** @param {string} repository @param {{ hub?: string, headers?: Record<string, string>, signal?: AbortSignal }} [options] */
+  static async hubModels(repository, { signal = new AbortController().signal, ...options } = {}) {
+    checkNames(options, ['hub', 'headers']);
+    if (typeof repository !== 'string') throw invalid('a repository is written hf:owner/repo');
+    return hubModels(repository, { signal, ...options });
+  }
 
   /** @type {import('./lib/rpc.js').Endpoint} */
   #endpoint;
@@ -98,8 +105,9 @@ export class BitNet {
     checkNames(options, GENERATE_OPTIONS);
     const seed = options.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
     const stop = typeof options.stop === 'string' ? [options.stop] : options.stop;
-    return new Generation(signal, async (/** @type {any} */ onEvent, /** @type {AbortSignal} */ ended) => {
-      const result = await this.#call('generate', { ...prompt, ...options, stop, seed }, { onEvent, signal: ended });
+    return new Generation(async (/** @type {any} */ onEvent, /** @type {AbortSignal} */ stopped) => {
+      const io = { onEvent, signal, stop: stopped };
+      const result = await this.#call('generate', { ...prompt, ...options, stop, seed }, io);
       this.stats = result.stats;
       return result;
     });

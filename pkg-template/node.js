@@ -1,5 +1,5 @@
 // The same package in Node (and in Deno and Bun, which follow Node's conditions).
-import { mkdir, open, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -67,7 +67,7 @@ Object.assign(platform, {
 
   stores: async () => [fsStore()],
 
-  // A file with the holder's process id: locks of the Web do not reach across processes.
+  // A file that its holder keeps touching: locks of the Web do not reach across processes.
   async lock(
     /** @type {string} */ name,
     /** @type {{ signal?: AbortSignal, ifAvailable?: boolean, onWait?: () => void }} */ { signal, ifAvailable, onWait },
@@ -84,23 +84,39 @@ Object.assign(platform, {
       } catch (error) {
         if (/** @type {any} */ (error).code !== 'EEXIST') throw error;
       }
-      const holder = Number(await readFile(path, 'utf8').catch(() => '0'));
-      if (holder && !isAlive(holder)) {
+      if (await isLeftOver(path)) {
         await rm(path, { force: true });
         continue;
       }
       if (ifAvailable) return undefined;
       if (!waited) onWait?.();
       waited = true;
-      await sleep(100, undefined, { signal });
+      await sleep(LOCK_POLL_MS, undefined, { signal });
     }
+    const beat = setInterval(() => utimes(path, new Date(), new Date()).catch(() => {}), LOCK_BEAT_MS);
     try {
       return await use();
     } finally {
+      clearInterval(beat);
       await rm(path, { force: true });
     }
   },
 });
+
+const LOCK_POLL_MS = 100;
+const LOCK_BEAT_MS = 1000;
+/** Silence after which a holder is taken for dead: a worker can be ended while its process lives on. */
+const LOCK_SILENT_MS = 10_000;
+
+/** Whether the holder of the lock file is gone. @param {string} path */
+async function isLeftOver(path) {
+  try {
+    const [holder, { mtimeMs }] = await Promise.all([readFile(path, 'utf8'), stat(path)]);
+    return (Number(holder) > 0 && !isAlive(Number(holder))) || Date.now() - mtimeMs > LOCK_SILENT_MS;
+  } catch {
+    return false; // Let go of just now.
+  }
+}
 
 /** @param {number} pid */
 function isAlive(pid) {

@@ -87,7 +87,7 @@ function toMessages(messages) {
 }
 
 /** @param {string} reason */
-const finishReason = (reason) => (reason === 'eos' || reason === 'stop' ? 'stop' : 'length');
+const finishReason = (reason) => (['eos', 'stop', 'cancelled'].includes(reason) ? 'stop' : 'length');
 
 /** @param {any} usage */
 const toUsage = ({ promptTokens, completionTokens, cachedTokens }) => ({

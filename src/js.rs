@@ -478,8 +478,15 @@ impl Session {
         })
     }
 
-    /// Ends the generation.
-    pub fn stop(&mut self) {
+    /// Lets the next step end the generation, with its figures.
+    pub fn cancel(&mut self) {
+        if let Some(generation) = &mut self.generation {
+            generation.stop();
+        }
+    }
+
+    /// Drops the generation.
+    pub fn end(&mut self) {
         self.generation = None;
     }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks of the browser product: the package in Node and in Chromium, and the pages; with --all also
-# the package's API in Node, every fixture on WebGPU, the pages on the real package, apps that install the packed tarball, and the
+# every fixture on WebGPU, the pages on the real package, apps that install the packed tarball, and the
 # WebAssembly suites. Needs node, npm, Chromium, its driver, and the wasm32-unknown-unknown target;
 # everything else comes from cargo and npm into the checkout.
 set -euo pipefail
@@ -18,8 +18,8 @@ node pkg-template/build.mjs --pack
 step "its declarations and sources, by tsc"
 (cd tests && npx tsc -p pkg/tsconfig.json)
 
-step "the package in Node: downloads and cache"
-node --test --test-timeout=120000 tests/pkg/download.test.mjs
+step "the package in Node"
+node --test --test-timeout=120000 --test-concurrency=1 tests/pkg/download.test.mjs tests/pkg/package.test.mjs
 
 step "the package and the pages in Chromium"
 pages=(cache conformance demo fields serve)
@@ -27,8 +27,6 @@ pages=(cache conformance demo fields serve)
 if [[ "${1:-}" == --all ]]; then
   export WEBGPU_FIXTURES=all
   pages+=(demo-e2e apps)
-  step "the package in Node: API"
-  node --test --test-timeout=120000 tests/pkg/package.test.mjs
 fi
 pages=("${pages[@]/#/tests/page/}")
 node --test --test-timeout=600000 --test-concurrency=1 "${pages[@]/%/.test.mjs}"

@@ -59,11 +59,15 @@ export async function find(url, sha256) {
 
 /** Takes the file's lock; the result lets go of it. One tab downloads, the others wait and then read.
  * @param {string} url @param {{ signal?: AbortSignal, onWait?: () => void }} options
- * @returns {Promise<() => void>} */
+ * @returns {Promise<() => Promise<unknown>>} */
 export async function lock(url, options) {
   const name = `bitnet-rust:${await idOf(url)}`;
   return new Promise((resolve, reject) => {
-    platform.lock(name, options, () => new Promise((release) => resolve(() => release(undefined)))).catch(reject);
+    const held = platform.lock(name, options, () => new Promise((letGo) => resolve(() => {
+      letGo(undefined);
+      return held; // Gone when this has settled, not before.
+    })));
+    held.catch(reject);
   });
 }
 

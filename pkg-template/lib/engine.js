@@ -9,6 +9,8 @@ import { loadWasm, wasmBuild } from './wasm.js';
 const TURN_MS = 8;
 /** A file that keeps changing under us is not loaded for ever. */
 const RESTARTS = 2;
+/** What can go wrong with a GPU only: the CPU may well do. */
+const GPU_TROUBLE = ['webgpu_unavailable', 'device_lost', 'out_of_memory', 'unsupported_model', 'internal'];
 
 /** @typedef {import('./rpc.js').CallIO} CallIO */
 
@@ -82,8 +84,10 @@ export class Engine {
       this.wasm = await loadWasm();
       this.wasm.setPanicHandler((/** @type {string} */ message) => this.kill(message));
       const wantsAuto = options.device === undefined || options.device === 'auto';
-      const fallback = wantsAuto ? await whyNotWebGpu() : undefined;
+      let fallback = wantsAuto ? await whyNotWebGpu() : undefined;
       if (fallback) options = { ...options, device: 'cpu' };
+      /** @type {any} */
+      let gpuError;
       const progress = new Progress((event) => onEvent?.(event));
       const context = {
         signal: /** @type {AbortSignal} */ (signal),
@@ -98,7 +102,7 @@ export class Engine {
         onSize: () => progress.sizes(),
         onWarning: (/** @type {any} */ e) => onEvent?.({ warning: { code: e.code, message: e.message } }),
       };
-      for (let restarts = 0; ; restarts++) {
+      for (let restarts = 0; ;) {
         /** @type {import('./source.js').File[]} */
         let files = [];
         try {
@@ -111,9 +115,15 @@ export class Engine {
           const { code, details } = /** @type {any} */ (error) ?? {};
           // A file that is no model came whole, and is kept: the next load must not find it again.
           if (code === 'corrupt_file') await Promise.allSettled(files.map((f) => f.forget?.()));
-          if (!details?.changed || restarts === RESTARTS) throw error;
+          if (signal?.aborted || this.dead) throw error;
+          if (wantsAuto && !fallback && GPU_TROUBLE.includes(code) && files.length && files.every((f) => f.again)) {
+            gpuError = error;
+            fallback = `WebGPU failed: ${gpuError.message}`;
+            options = { ...options, device: 'cpu' };
+          } else if (!details?.changed || restarts++ === RESTARTS) throw error;
         }
       }
+      if (gpuError) onEvent?.({ warning: { code: gpuError.code, message: `the model runs on the CPU, because ${fallback}` } });
       this.fixed = { ...(fallback && { fallback }), ...this.session.info(), wasmBuild: wasmBuild(), loadMs: performance.now() - started };
       progress.phase('ready');
       return { info: this.fixed, stats: this.stats() };
@@ -161,7 +171,7 @@ export class Engine {
   }
 
   /** @param {any} request @param {CallIO} io */
-  generate(request, { onEvent, signal }) {
+  generate(request, { onEvent, signal, stop }) {
     return this.run(async () => {
       const session = this.loaded();
       session.start(request);
@@ -169,6 +179,7 @@ export class Engine {
         for (;;) {
           await this.turn();
           throwIfAborted(signal);
+          if (stop?.aborted) session.cancel();
           const event = await session.next();
           if (event.type === 'finished') {
             this.timings = event.timings;
@@ -177,7 +188,7 @@ export class Engine {
           onEvent?.(event);
         }
       } finally {
-        if (!this.dead) session.stop();
+        if (!this.dead) session.end();
       }
     }, signal);
   }

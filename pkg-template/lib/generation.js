@@ -13,9 +13,8 @@ export class Generation {
   #stop = new AbortController();
 
   /** Starts at once, whether or not anyone iterates.
-   * @param {AbortSignal | undefined} signal
-   * @param {(onEvent: (event: any) => void, signal: AbortSignal) => Promise<any>} run */
-  constructor(signal, run) {
+   * @param {(onEvent: (event: any) => void, stop: AbortSignal) => Promise<any>} run */
+  constructor(run) {
     /** @type {number[]} */
     const tokens = [];
     /** @type {any[]} */
@@ -33,9 +32,8 @@ export class Generation {
       this.#waiting.push(event.text);
       this.#wake?.();
     };
-    const ended = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
     /** How it ended. Rejects when it failed or was aborted. @type {Promise<Result>} */
-    this.result = run(onEvent, ended).then(({ type, stats, ...result }) => ({
+    this.result = run(onEvent, this.#stop.signal).then(({ type, stats, ...result }) => ({
       text: this.#text, tokens, ...(logprobs.length ? { logprobs } : {}), ...result,
     }));
     this.result.then(() => this.#finish({}), (error) => this.#finish({ error }));
@@ -50,11 +48,9 @@ export class Generation {
     return (await this.result).text;
   }
 
-  /** Ends it here; iteration stops without an error, `result` rejects with an AbortError. */
+  /** Ends it after the step under way; `result` tells what there is by then. */
   stop() {
-    this.#end ??= {};
     this.#stop.abort();
-    this.#wake?.();
   }
 
   async *[Symbol.asyncIterator]() {

@@ -1,7 +1,8 @@
 // Calls into a worker, over any message port.
 //
 //   → { id, op, args }            a call                ← { id, value } | { id, error }
-//   → { id, abort: reason }       stop that call        ← { id, event }   while it runs
+//   → { id, abort: reason }       give that call up     ← { id, event }   while it runs
+//   → { id, stop: true }          end it early, with what it has
 //
 // Bulk data is transferred, not copied. An aborted call settles at once on the calling side; the
 // worker stops at its next step.
@@ -16,27 +17,29 @@ import { packError, unpackError, BitNetError } from './errors.js';
  *
  * @typedef {object} CallIO
  * @property {(event: any) => void} [onEvent]
- * @property {AbortSignal} [signal]
+ * @property {AbortSignal} [signal]  the call rejects with its reason
+ * @property {AbortSignal} [stop]  the call ends early and resolves
  * @property {Transferable[]} [transfer]
  */
 
 /** Answers the calls that arrive at `port` with the methods of `target`.
  * @param {any} port @param {Record<string, Function>} target */
 export function serve(port, target) {
-  /** @type {Map<number, AbortController>} */
+  /** @type {Map<number, { abort: AbortController, stop: AbortController }>} */
   const running = new Map();
   port.addEventListener('message', async (/** @type {MessageEvent} */ message) => {
-    const { id, op, args, abort } = message.data ?? {};
+    const { id, op, args, abort, stop } = message.data ?? {};
     if (typeof id !== 'number') return;
     if (!op) {
-      running.get(id)?.abort(abort ? unpackError(abort) : undefined);
+      if (stop) running.get(id)?.stop.abort();
+      else running.get(id)?.abort.abort(abort ? unpackError(abort) : undefined);
       return;
     }
-    const controller = new AbortController();
-    running.set(id, controller);
+    const call = { abort: new AbortController(), stop: new AbortController() };
+    running.set(id, call);
     try {
       const onEvent = (/** @type {any} */ event) => port.postMessage({ id, event });
-      const value = await target[op](args, { onEvent, signal: controller.signal });
+      const value = await target[op](args, { onEvent, signal: call.abort.signal, stop: call.stop.signal });
       const transfer = ArrayBuffer.isView(value) ? [value.buffer] : [];
       port.postMessage({ id, value }, transfer);
     } catch (error) {
@@ -91,7 +94,7 @@ export function remote(worker, terminate = () => worker.terminate?.()) {
   });
 
   return {
-    call(op, args, { onEvent, signal, transfer = [] } = {}) {
+    call(op, args, { onEvent, signal, stop, transfer = [] } = {}) {
       return new Promise((resolve, reject) => {
         if (dead) return reject(dead);
         if (signal?.aborted) return reject(signal.reason);
@@ -99,16 +102,20 @@ export function remote(worker, terminate = () => worker.terminate?.()) {
         const onAbort = () => {
           calls.delete(id);
           worker.postMessage({ id, abort: packError(signal?.reason) });
-          reject(signal?.reason);
+          done(reject)(signal?.reason);
         };
+        const onStop = () => worker.postMessage({ id, stop: true });
         const done = (/** @type {Function} */ settle) => (/** @type {any} */ value) => {
           signal?.removeEventListener('abort', onAbort);
+          stop?.removeEventListener('abort', onStop);
           settle(value);
         };
         calls.set(id, { resolve: done(resolve), reject: done(reject), onEvent });
         signal?.addEventListener('abort', onAbort, { once: true });
+        stop?.addEventListener('abort', onStop, { once: true });
         try {
           worker.postMessage({ id, op, args }, transfer);
+          if (stop?.aborted) onStop();
         } catch (error) {
           calls.delete(id);
           done(reject)(new BitNetError('invalid_argument', `cannot be sent to a worker: ${/** @type {any} */ (error).message}`, { cause: error }));

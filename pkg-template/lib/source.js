@@ -247,7 +247,7 @@ function urlFile(url, context) {
     if (mayRead && (yield* fromCache())) return;
     const release = keep
       ? await cache.lock(url, { signal, onWait: () => onPhase('wait') })
-      : () => {};
+      : async () => {};
     let entry;
     try {
       // Another tab may have finished it meanwhile.
@@ -275,7 +275,7 @@ function urlFile(url, context) {
       throw error;
     } finally {
       await entry?.close();
-      release();
+      await release();
     }
   }
   return file;
@@ -306,7 +306,7 @@ async function readText(file) {
 
 /** @typedef {{ base: string, repo: string, revision: string, file: string }} Place */
 
-/** `hf:owner/repo[@revision][/file]`. @param {string} text @param {Context} context @returns {Place} */
+/** `hf:owner/repo[@revision][/file]`. @param {string} text @param {{ hub?: string }} context @returns {Place} */
 function parseHub(text, { hub = HUB }) {
   const match = /^hf:([\w.-]+\/[\w.-]+)(?:@([\w.-]+))?(?:\/(.+))?$/.exec(text);
   if (!match) throw invalid(`${text}: expected hf:owner/repo or hf:owner/repo/file`);
@@ -319,28 +319,60 @@ function hubUrl({ base, repo, revision }, file) {
 }
 
 /** @param {string} path */
+const lastPart = (path) => path.split('/').at(-1) ?? path;
+
+/** @param {string} path */
 const parentOf = (path) => path.split('/').slice(0, -1).join('/');
 
+/** The hub lists a thousand files at a time. */
+const MOST_PAGES = 20;
+
 /** Files of a folder with their hashes; the hub keeps those of large files in `lfs.oid`.
- * @param {Place} place @param {string} folder @param {Context} context */
+ * @param {Place} place @param {string} folder @param {Pick<Context, 'signal' | 'headers'>} context */
 async function hubFiles({ base, repo, revision }, folder, { signal, headers }) {
-  const url = `${base}/api/models/${repo}/tree/${revision}${folder ? `/${folder}` : ''}`;
-  let response;
-  try {
-    response = await fetch(url, { signal, headers });
-  } catch (error) {
-    throwIfAborted(signal);
-    throw new BitNetError('download_failed', `${url}: ${/** @type {any} */ (error).message}`, { cause: error });
+  let url = `${base}/api/models/${repo}/tree/${revision}${folder ? `/${folder}` : ''}`;
+  /** @type {any[]} */
+  const entries = [];
+  for (let page = 0; url && page < MOST_PAGES; page++) {
+    let response;
+    try {
+      response = await fetch(url, { signal, headers });
+    } catch (error) {
+      throwIfAborted(signal);
+      throw new BitNetError('download_failed', `${url}: ${/** @type {any} */ (error).message}`, { cause: error });
+    }
+    if (!response.ok) {
+      throw new BitNetError('download_failed', `${url}: the server answered ${response.status}`, {
+        details: { url, status: response.status },
+      });
+    }
+    const some = await response.json().catch(() => []);
+    if (Array.isArray(some)) entries.push(...some);
+    url = /<([^>]+)>;\s*rel="next"/.exec(response.headers.get('link') ?? '')?.[1] ?? '';
+    if (url && new URL(url).origin !== new URL(base).origin) break; // `headers` may hold a token for the hub.
   }
-  if (!response.ok) {
-    throw new BitNetError('download_failed', `${url}: the server answered ${response.status}`, {
-      details: { url, status: response.status },
-    });
-  }
-  const entries = await response.json().catch(() => []);
-  return (Array.isArray(entries) ? entries : [])
+  return entries
     .filter((entry) => entry?.type === 'file')
     .map(({ path, size, lfs }) => ({ path: String(path), bytes: Number(size), sha256: /** @type {string | undefined} */ (lfs?.oid) }));
+}
+
+const isGguf = (/** @type {{ path: string }} */ { path }) => /\.gguf$/i.test(path);
+const isShard = (/** @type {{ path: string }} */ { path }) => /\.safetensors$/i.test(path);
+
+/** The models of a repository (or a folder of it): its GGUF files, and its safetensors model.
+ * @param {string} text @param {Pick<Context, 'signal' | 'headers' | 'hub'>} context
+ * @returns {Promise<import('../index.js').HubModel[]>} */
+export async function hubModels(text, context) {
+  const place = parseHub(text, context);
+  const files = await hubFiles(place, place.file, context);
+  const start = text.slice(0, text.length - (place.file ? place.file.length + 1 : 0));
+  const models = files.filter(isGguf).map(({ path, bytes, sha256 }) => ({
+    source: `${start}/${path}`, name: lastPart(path), format: /** @type {const} */ ('GGUF'), bytes, sha256,
+  }));
+  const shards = files.filter(isShard);
+  if (!shards.length) return models;
+  const bytes = shards.reduce((sum, f) => sum + f.bytes, 0);
+  return [...models, { source: text, name: lastPart(place.file || place.repo), format: 'safetensors', bytes }];
 }
 
 /** A repository or folder without a file name: its one GGUF file, or its safetensors model.
@@ -350,11 +382,11 @@ async function hubFolder(text, context) {
   const files = await hubFiles(place, place.file, context);
   const open = ({ path, bytes, sha256 } = /** @type {typeof files[0]} */ ({})) =>
     urlFile(hubUrl(place, path), { ...context, bytes, sha256 });
-  const named = (/** @type {string} */ name) => files.find((f) => f.path.split('/').at(-1) === name);
+  const named = (/** @type {string} */ name) => files.find((f) => lastPart(f.path) === name);
 
-  const gguf = files.filter((f) => /\.gguf$/i.test(f.path));
+  const gguf = files.filter(isGguf);
   if (gguf.length === 1) return { weights: [open(gguf[0])] };
-  const shards = files.filter((f) => /\.safetensors$/i.test(f.path)).sort((a, b) => (a.path < b.path ? -1 : 1));
+  const shards = files.filter(isShard).sort((a, b) => (a.path < b.path ? -1 : 1));
   if (!shards.length) {
     const choices = gguf.map((f) => f.path).join(', ');
     throw invalid(choices ? `${text} has several models; add one of ${choices}` : `${text} has no GGUF or safetensors file`);

@@ -93,7 +93,7 @@ for (const device of /** @type {const} */ (['cpu', 'webgpu'])) {
       await page.waitForFunction(() => document.querySelector('.model-text')?.textContent.length > 30);
       await page.keyboard.press('Escape');
       await idle(page);
-      assert.equal(await figures(page), 'stopped');
+      assert.match(await figures(page), /^stopped · \d+ tokens · /);
       const first = await page.textContent('.model-text');
 
       await write(page, 'And then?');

@@ -113,7 +113,7 @@ describe('writing', () => {
       assert.ok(text.length > 20);
       await page.waitForTimeout(200);
       assert.equal(await page.textContent('#story .text'), text);
-      assert.equal(await page.textContent('.after .figures'), 'stopped');
+      assert.match(await page.textContent('.after .figures'), /^stopped · \d+ tokens · /);
       assert.ok(await page.evaluate(() => document.activeElement.id === 'prompt'), 'the focus is not lost');
     }
   }, { path: '?speed=slow' }));

@@ -1,7 +1,7 @@
 // Downloads and cache against a server that fails on purpose, through the file-system store.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { mkdtemp, readdir, rm, readFile, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, rm, readFile, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, beforeEach, test } from 'node:test';
@@ -11,7 +11,7 @@ const home = await mkdtemp(join(tmpdir(), 'bitnet-cache-'));
 process.env.BITNET_CACHE = join(home, 'cache');
 const lib = new URL(`${process.env.BITNET_PKG ?? '../../pkg-template'}/`, import.meta.url);
 const { platform } = await import(new URL('lib/platform.js', lib).href);
-await import(new URL('node.js', lib).href);
+const { BitNet } = await import(new URL('node.js', lib).href);
 const cache = await import(new URL('lib/cache.js', lib).href);
 const { resolve, toSendable } = await import(new URL('lib/source.js', lib).href);
 
@@ -316,6 +316,27 @@ test('the cache can be emptied, file by file', async () => {
   assert.equal(await cache.remove(), 1);
 });
 
+test('a lock whose holder is gone is taken over, one that is held is not', async () => {
+  const { url } = server.serve('/locked', 1000);
+  await (await cache.lock(url, {}))();
+  assert.deepEqual(await readdir(join(home, 'locks')), []);
+  const release = await cache.lock(url, {});
+  const [file] = await readdir(join(home, 'locks'));
+  let waited = 0;
+  const second = cache.lock(url, { onWait: () => waited++ });
+  await new Promise((done) => { setTimeout(done, 300); });
+  assert.equal(waited, 1);
+  await release();
+  await (await second)();
+  // What a worker that was ended leaves: this process lives on, but nobody touches the file.
+  const path = join(home, 'locks', file);
+  await writeFile(path, String(process.pid));
+  await assert.rejects(cache.lock(url, { signal: AbortSignal.timeout(300) }));
+  const before = new Date(Date.now() - 60_000);
+  await utimes(path, before, before);
+  await (await cache.lock(url, {}))();
+});
+
 test('an empty file is a whole file', async () => {
   const { url } = server.serve('/empty', 0, { ranges: false });
   assert.equal((await read(url)).body.length, 0);
@@ -345,6 +366,9 @@ test('the hub: one file with its hash, and whole folders', async () => {
   server.serve('/api/models/own/repo/tree/main', json([file('model.gguf', weights.body), { type: 'directory', path: 'x' }]));
   const options = { hub: server.origin };
   assert.ok((await read('hf:own/repo/model.gguf', options)).body.equals(weights.body));
+  assert.deepEqual(await BitNet.hubModels('hf:own/repo', options), [
+    { source: 'hf:own/repo/model.gguf', name: 'model.gguf', format: 'GGUF', bytes: 90_000, sha256: sha256(weights.body) },
+  ]);
   assert.equal((await read('hf:own/repo', options)).network, 0, 'the one GGUF file, from the cache');
 
   server.serve('/api/models/own/repo/tree/main', json([file('model.gguf', Buffer.from('another'))]));
@@ -363,6 +387,14 @@ test('the hub: one file with its hash, and whole folders', async () => {
 
   server.serve('/api/models/own/many/tree/main', json([file('a.gguf', Buffer.from('')), file('b.gguf', Buffer.from(''))]));
   await assert.rejects(read('hf:own/many', options), /a\.gguf, b\.gguf/);
+  server.serve('/api/models/own/many/tree/main/more', json([file('more/c.gguf', Buffer.from('')), file('more/d.safetensors', Buffer.from('dd'))]));
+  server.files.get('/api/models/own/many/tree/main').headers = { link: `<${server.origin}/api/models/own/many/tree/main/more>; rel="next"` };
+  assert.deepEqual((await BitNet.hubModels('hf:own/many', options)).map((m) => [m.source, m.format, m.bytes]), [
+    ['hf:own/many/a.gguf', 'GGUF', 0], ['hf:own/many/b.gguf', 'GGUF', 0], ['hf:own/many/more/c.gguf', 'GGUF', 0],
+    ['hf:own/many', 'safetensors', 2],
+  ]);
+  assert.deepEqual((await BitNet.hubModels('hf:own/many/more', options)).map((m) => m.source), ['hf:own/many/more/c.gguf', 'hf:own/many/more']);
+  await assert.rejects(BitNet.hubModels('hf:own/nothing', options), code('download_failed'));
   await assert.rejects(read('hf:own/nothing/x.gguf', options), code('download_failed'));
   await assert.rejects(read('hf:nonsense', options), code('invalid_argument'));
 });

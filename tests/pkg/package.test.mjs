@@ -70,9 +70,19 @@ test('a second turn finds the first in the KV cache', async () => {
 test('leaving the loop, stop() and a signal end a generation; the next one works', async () => {
   for await (const piece of model.generate('Once upon a time')) if (piece) break;
   const stopped = model.generate('Once upon a time');
-  setTimeout(() => stopped.stop(), 50);
-  for await (const _ of stopped);
-  await assert.rejects(stopped.result, { name: 'AbortError' });
+  let text = '';
+  for await (const piece of stopped) {
+    text += piece;
+    if (stopped.tokenCount === 3) stopped.stop();
+  }
+  const end = await stopped.result;
+  assert.equal(end.finishReason, 'cancelled');
+  assert.equal(end.text, text);
+  assert.equal(end.usage.completionTokens, end.tokens.length);
+  assert.ok(end.tokens.length >= 3 && end.timings.firstTokenMs > 0);
+  const unborn = model.generate('Once upon a time');
+  unborn.stop();
+  assert.ok((await unborn.result).tokens.length <= 1);
   const signal = AbortSignal.timeout(60);
   const late = model.generate('Once upon a time', { signal });
   await assert.rejects(async () => { for await (const _ of late); }, { name: 'TimeoutError' });

@@ -1,7 +1,7 @@
 // The writing page: puts the model, the text and the settings together.
 import { announce, byId, el, formatBytes, formatRate, formatSeconds } from './dom.js';
 import { DEFAULT, Engine } from './engine.js';
-import { explain, isAbort } from './errors.js';
+import { explain } from './errors.js';
 import { Figures, summary } from './figures.js';
 import { ModelPicker } from './model-picker.js';
 import { keepForOffline } from './offline.js';
@@ -125,12 +125,13 @@ async function write(words, overrides = {}) {
     const generation = kind === 'story' ? model.generate(story.text, options) : model.chat(conversation.messages, options);
     stopped.signal.addEventListener('abort', () => generation.stop());
     const result = await follow(generation, target, model);
-    if (!result) return showAfter(target, 'stopped');
     figures.finished(result);
     showAfter(target, summary(result), result);
     if (result.finishReason === 'context_full') announce('The context is full');
   } catch (error) {
-    if (!isAbort(error)) showNotice(explain(error));
+    // A model that is being replaced need not have come to its own end.
+    if (stopped.signal.aborted) showAfter(target, 'stopped');
+    else showNotice(explain(error));
   } finally {
     work = undefined;
     showWork(false);
@@ -141,8 +142,8 @@ async function write(words, overrides = {}) {
   }
 }
 
-/** Puts the pieces of a text on the page as they come; resolves to its result, or `undefined` when
- * it was stopped. @param {import('../pkg/index.js').Generation} generation
+/** Puts the pieces of a text on the page as they come; resolves to its result.
+ * @param {import('../pkg/index.js').Generation} generation
  * @param {Story | Conversation} target @param {import('../pkg/index.js').BitNet} model */
 async function follow(generation, target, model) {
   const reader = new Reader();
@@ -182,10 +183,7 @@ async function follow(generation, target, model) {
       if (!scheduled) requestAnimationFrame(flush);
       scheduled = true;
     }
-    return await generation.result.catch((error) => {
-      if (isAbort(error)) return undefined;
-      throw error;
-    });
+    return await generation.result;
   } finally {
     flush(); // A hidden tab has no frames.
     reader.end();

@@ -97,9 +97,9 @@ function rows({ usage, timings, seed }) {
 
 /** The line below a text. @param {import('../pkg/index.js').GenerateResult} result */
 export function summary({ usage, timings, finishReason }) {
-  const parts = [`${usage.completionTokens} tokens`];
+  const parts = [...(finishReason === 'cancelled' ? ['stopped'] : []), `${usage.completionTokens} tokens`];
   if (timings.decodeTokensPerSecond > 0) parts.push(`${formatRate(timings.decodeTokensPerSecond)} tok/s`);
-  parts.push(`first after ${formatMs(timings.firstTokenMs)}`);
+  if (usage.completionTokens) parts.push(`first after ${formatMs(timings.firstTokenMs)}`);
   if (usage.cachedTokens > 0) parts.push(`${usage.cachedTokens} of ${usage.promptTokens} remembered`);
   if (finishReason === 'context_full') parts.push('the page is full');
   return parts.join(' · ');

@@ -45,10 +45,7 @@ class Generation {
     let text = '';
     for (let i = 0; i < maxTokens; i++) {
       await pause();
-      if (this.stopped) {
-        this.failed(aborted());
-        return;
-      }
+      if (this.stopped) break;
       const word = WORDS[(i + seed) % WORDS.length];
       const piece = /^[.,?]$/.test(word) ? word : ` ${word}`;
       text += piece;
@@ -56,8 +53,8 @@ class Generation {
       yield piece;
     }
     this.done({
-      text, tokens: [], finishReason: 'length', seed,
-      usage: { promptTokens: 10, cachedTokens: 6, completionTokens: maxTokens },
+      text, tokens: [], finishReason: this.stopped ? 'cancelled' : 'length', seed,
+      usage: { promptTokens: 10, cachedTokens: 6, completionTokens: this.tokenCount },
       timings: { prefillMs: 12, firstTokenMs: 15, decodeMs: 100, prefillTokensPerSecond: 800, decodeTokensPerSecond: 41.5 },
     });
   }
