@@ -5,7 +5,6 @@ use super::matrix::{Dense, Ternary, Values};
 use super::quantize::QuantRows;
 use super::rows::{RowsMut, RowsRef};
 use super::simd::elementwise;
-#[cfg(target_arch = "x86_64")]
 use super::simd::{self, Table};
 use super::threads::Threads;
 use super::{attention, dense_linear, gated_act, quantize, rms_norm, ternary_linear, wide};
@@ -18,7 +17,7 @@ use std::ops::Range;
 pub enum Isa {
     /// The twins.
     Plain,
-    /// Loops shaped for vectors, for what the crate was compiled for (in wasm: simd128).
+    /// Loops shaped for vectors, for what the crate was compiled for.
     Portable,
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
@@ -29,6 +28,9 @@ pub enum Isa {
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// WebAssembly's simd128, with relaxed SIMD where the crate was compiled for it.
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    Simd128,
 }
 
 impl Isa {
@@ -39,7 +41,7 @@ impl Isa {
 
     /// All that this processor has, the best last.
     pub fn all() -> Vec<Self> {
-        #[allow(unused_mut)] // Elsewhere than on x86 nothing is added.
+        #[allow(unused_mut)] // Elsewhere nothing is added.
         let mut all = vec![Isa::Plain, Isa::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -55,6 +57,8 @@ impl Isa {
                 }
             }
         }
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        all.push(Isa::Simd128);
         all
     }
 
@@ -62,7 +66,6 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Isa::Plain => "plain",
-            Isa::Portable if cfg!(target_feature = "simd128") => "simd128",
             Isa::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "avx2",
@@ -70,17 +73,25 @@ impl Isa {
             Isa::AvxVnni => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => "avx512-vnni",
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 if cfg!(target_feature = "relaxed-simd") => "relaxed-simd",
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => "simd128",
         }
     }
 
     /// Its kernels in intrinsics, where it has them.
-    #[cfg(target_arch = "x86_64")]
     fn table(self) -> Option<&'static Table> {
         match self {
             Isa::Plain | Isa::Portable => None,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(&simd::x86::AVX2),
+            #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => Some(&simd::x86::AVX_VNNI),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Some(&simd::x86::AVX512_VNNI),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => Some(&simd::wasm::SIMD128),
         }
     }
 }
@@ -88,7 +99,6 @@ impl Isa {
 /// Runs the loops of an [`Isa`]: the twin, the portable ones, or those of a [`Table`].
 macro_rules! dispatch {
     ($isa:expr, $plain:expr, $portable:expr, $table:ident => $fast:expr $(,)?) => {{
-        #[cfg(target_arch = "x86_64")]
         if let Some($table) = $isa.table() {
             return $fast;
         }
@@ -107,11 +117,9 @@ pub(super) fn rows_a_task(dim: usize) -> usize {
 /// Fewest weights that are worth a task of their own.
 const WEIGHTS_A_TASK: usize = 65_536;
 
-#[cfg(target_arch = "x86_64")]
 /// Rows whose codes stay in the second-level cache during prefill.
 const ROWS_A_TILE: usize = 64;
 
-#[cfg(target_arch = "x86_64")]
 /// Tokens that share a tile of keys and values.
 const TOKENS_A_TILE: usize = 8;
 

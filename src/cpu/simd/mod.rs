@@ -5,18 +5,20 @@
 
 // Tiles index several arrays by the same row and token.
 #![allow(clippy::needless_range_loop)]
+// Where no table is built of them, nobody calls the algorithms.
+#![cfg_attr(
+    not(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128"))),
+    allow(dead_code, unused_macros, unused_imports)
+)]
 
-#[cfg(target_arch = "x86_64")]
 pub(super) mod attention;
-#[cfg(target_arch = "x86_64")]
 pub(super) mod dense_linear;
 pub(super) mod elementwise;
-#[cfg(target_arch = "x86_64")]
 pub(super) mod registers;
-#[cfg(target_arch = "x86_64")]
 pub(super) mod ternary_linear;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub(super) mod wasm;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
-#[cfg(target_arch = "x86_64")]
 pub(super) use registers::Table;

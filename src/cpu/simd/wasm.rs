@@ -1,0 +1,117 @@
+//! WebAssembly: simd128, and relaxed SIMD where the build has it.
+//!
+//! A module is refused whole by an engine that lacks one of its instructions, so this is decided at
+//! compile time: the package ships two builds.
+
+use super::registers::{Simd, Table, kernels};
+use super::{attention, dense_linear, elementwise, ternary_linear};
+use crate::cpu::kernels::Cache;
+use crate::cpu::matrix::Dense;
+use crate::cpu::rows::{RowsMut, RowsRef};
+use crate::plan::{ActQuant, Activation};
+use std::arch::wasm32::*;
+use std::ops::Range;
+
+/// 128-bit registers.
+pub(super) struct Simd128;
+
+impl Simd for Simd128 {
+    const LANES: usize = 1;
+    const FLOATS: usize = 4;
+    const NARROW_DOTS: usize = 32;
+    const TOKENS: usize = 2;
+    type Int = v128;
+    type Float = v128;
+
+    #[inline(always)]
+    unsafe fn zero() -> v128 {
+        i32x4_splat(0)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> v128 {
+        unsafe { v128_load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(p: *const u8, _lanes: usize) -> v128 {
+        unsafe { v128_load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn codes<const S: i32>(v: v128) -> v128 {
+        v128_and(u16x8_shr(v, 2 * S as u32), u8x16_splat(3))
+    }
+    #[cfg(not(target_feature = "relaxed-simd"))]
+    #[inline(always)]
+    unsafe fn dot(narrow: v128, codes: v128, x: v128) -> v128 {
+        let low = i16x8_extmul_low_i8x16(codes, x);
+        i16x8_add(narrow, i16x8_add(low, i16x8_extmul_high_i8x16(codes, x)))
+    }
+    #[cfg(target_feature = "relaxed-simd")]
+    #[inline(always)]
+    unsafe fn dot(narrow: v128, codes: v128, x: v128) -> v128 {
+        // Codes are within 0..=127, where the relaxed instruction has one meaning everywhere.
+        i16x8_add(narrow, i16x8_relaxed_dot_i8x16_i7x16(x, codes))
+    }
+    #[inline(always)]
+    unsafe fn widen(wide: v128, narrow: v128) -> v128 {
+        i32x4_add(wide, i32x4_extadd_pairwise_i16x8(narrow))
+    }
+    #[inline(always)]
+    unsafe fn sum4(a: v128, b: v128, c: v128, d: v128) -> v128 {
+        let ab = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(a, b), i32x4_shuffle::<2, 6, 3, 7>(a, b));
+        let cd = i32x4_add(i32x4_shuffle::<0, 4, 1, 5>(c, d), i32x4_shuffle::<2, 6, 3, 7>(c, d));
+        i32x4_add(i64x2_shuffle::<0, 2>(ab, cd), i64x2_shuffle::<1, 3>(ab, cd))
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut i32, v: v128) {
+        unsafe { v128_store(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> v128 {
+        f32x4_splat(v)
+    }
+    #[inline(always)]
+    unsafe fn load_f32(p: *const f32) -> v128 {
+        unsafe { v128_load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> v128 {
+        // As `half_to_f32`, but that infinities, which no weight has, come out as 65536.
+        let bits = unsafe { u32x4_load_extend_u16x4(p) };
+        let magnitude = u32x4_shl(v128_and(bits, u32x4_splat(0x7fff)), 13);
+        let scaled = f32x4_mul(magnitude, u32x4_splat(0x7780_0000));
+        v128_or(scaled, u32x4_shl(v128_and(bits, u32x4_splat(0x8000)), 16))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> v128 {
+        let bytes = unsafe { v128_load32_zero(p.cast()) };
+        f32x4_convert_i32x4(i32x4_extend_low_i16x8(i16x8_extend_low_i8x16(bytes)))
+    }
+    #[inline(always)]
+    unsafe fn store_f32(p: *mut f32, v: v128) {
+        unsafe { v128_store(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: v128, b: v128) -> v128 {
+        f32x4_mul(a, b)
+    }
+    #[cfg(not(target_feature = "relaxed-simd"))]
+    #[inline(always)]
+    unsafe fn mul_add(a: v128, b: v128, c: v128) -> v128 {
+        f32x4_add(f32x4_mul(a, b), c)
+    }
+    #[cfg(target_feature = "relaxed-simd")]
+    #[inline(always)]
+    unsafe fn mul_add(a: v128, b: v128, c: v128) -> v128 {
+        f32x4_relaxed_madd(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn sum(v: v128) -> f32 {
+        let v = f32x4_add(v, i64x2_shuffle::<1, 0>(v, v));
+        f32x4_extract_lane::<0>(v) + f32x4_extract_lane::<1>(v)
+    }
+}
+
+#[cfg(not(target_feature = "relaxed-simd"))]
+kernels!(SIMD128, Simd128, "simd128");
+#[cfg(target_feature = "relaxed-simd")]
+kernels!(SIMD128, Simd128, "simd128,relaxed-simd");
