@@ -66,6 +66,19 @@ impl Outputs {
     }
 }
 
+/// Time that one operation of a plan took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpTime {
+    /// Label of the operation in the plan.
+    pub label: String,
+    /// What ran: a kernel variant of a GPU, the operation's stem on a processor.
+    pub kernel: String,
+    /// Nanoseconds.
+    pub ns: f64,
+    /// Bytes of weights that it reads.
+    pub weight_bytes: u64,
+}
+
 /// Tokens to run through the model.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {

@@ -382,6 +382,17 @@ impl Op {
         }
     }
 
+    /// The weight that the operation reads.
+    pub fn weight(&self) -> Option<WeightId> {
+        match *self {
+            Op::Embed { table: weight, .. }
+            | Op::RmsNorm { weight, .. }
+            | Op::TernaryLinear { weight, .. }
+            | Op::DenseLinear { weight, .. } => Some(weight),
+            _ => None,
+        }
+    }
+
     /// What the operation writes; `None` for [`Op::KvAppend`], which writes the cache.
     pub fn output(&self) -> Option<BufId> {
         match *self {

@@ -28,6 +28,12 @@ pub enum Isa {
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with the dot product instructions.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod,
     /// WebAssembly's simd128, with relaxed SIMD where the crate was compiled for it.
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
     Simd128,
@@ -57,6 +63,16 @@ impl Isa {
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            use std::arch::is_aarch64_feature_detected as has;
+            if has!("neon") {
+                all.push(Isa::Neon);
+                if has!("dotprod") {
+                    all.push(Isa::NeonDotprod);
+                }
+            }
+        }
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
         all.push(Isa::Simd128);
         all
@@ -73,6 +89,10 @@ impl Isa {
             Isa::AvxVnni => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => "neon-dotprod",
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 if cfg!(target_feature = "relaxed-simd") => "relaxed-simd",
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
@@ -90,6 +110,10 @@ impl Isa {
             Isa::AvxVnni => Some(&simd::x86::AVX_VNNI),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Some(&simd::x86::AVX512_VNNI),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(&simd::neon::NEON),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Some(&simd::neon::NEON_DOTPROD),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 => Some(&simd::wasm::SIMD128),
         }

@@ -105,6 +105,51 @@ impl Cpu {
         Ok(Cpu { caps, isa, threads, weights, program: None, history })
     }
 
+    /// Times every operation of a step, median of `repeats` runs.
+    ///
+    /// # Errors
+    /// As for [`Backend::forward`].
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn profile(
+        &mut self,
+        step: &Step<'_>,
+        repeats: usize,
+    ) -> Result<Vec<crate::backend::OpTime>, BackendError> {
+        let mut times: Vec<Vec<f64>> = Vec::new();
+        for _ in 0..repeats.max(1) {
+            let (program, machine) = self.begin(step)?;
+            times.resize(program.plan.ops.len(), Vec::new());
+            machine.threads.run(|| {
+                times.iter_mut().enumerate().try_for_each(|(i, times)| {
+                    let started = std::time::Instant::now();
+                    program.run(machine, step.tokens, i)?;
+                    times.push(started.elapsed().as_secs_f64() * 1e9);
+                    Ok(())
+                })
+            })?;
+            program.end();
+        }
+        let Some(program) = &self.program else { return invalid("no plan was prepared") };
+        let plan = &program.plan;
+        let ops = plan.ops.iter().zip(&plan.labels).zip(&mut times);
+        Ok(ops
+            .map(|((op, label), times)| {
+                times.sort_by(f64::total_cmp);
+                crate::backend::OpTime {
+                    label: label.clone(),
+                    kernel: op.stem().to_string(),
+                    ns: times[times.len() / 2],
+                    weight_bytes: op.weight().map_or(0, |w| match op {
+                        crate::plan::Op::Embed { .. } => {
+                            plan.weight(w).kind.row_bytes(WeightPart::Data)
+                        }
+                        _ => plan.weight(w).kind.bytes(),
+                    }),
+                }
+            })
+            .collect())
+    }
+
     /// The program, once `step` has been checked and room made for it; and what runs it.
     fn begin(&mut self, step: &Step<'_>) -> Result<(&mut Program, Machine<'_>), BackendError> {
         let Some(program) = &mut self.program else { return invalid("no plan was prepared") };
@@ -141,7 +186,7 @@ impl Backend for Cpu {
 
     async fn allocate(&mut self, weights: &[WeightSpec]) -> Result<(), BackendError> {
         (self.weights, self.program) = (Vec::new(), None);
-        self.weights = weights.iter().map(Weight::allocate).collect::<Result<_, _>>()?;
+        self.weights = weights::allocate(weights)?;
         Ok(())
     }
 

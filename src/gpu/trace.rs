@@ -6,21 +6,9 @@ use super::launch::Plane;
 use super::lower::stride;
 use super::weights::Weights;
 use crate::backend::BackendError;
+pub use crate::backend::OpTime;
 use crate::plan::{ActQuant, BufId, BufKind, Op, Plan, Rows, Slice};
 use wgpu::BufferUsages;
-
-/// Time of one dispatch on the device.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OpTime {
-    /// Label of the operation in the plan.
-    pub label: String,
-    /// Kernel variant.
-    pub kernel: String,
-    /// Nanoseconds.
-    pub ns: f64,
-    /// Bytes of weights that it reads.
-    pub weight_bytes: u64,
-}
 
 /// The rows of a buffer as f32, quantised ones multiplied out.
 pub async fn read_rows(

@@ -70,6 +70,26 @@ impl Device {
         Err(BackendError::Unavailable { reason: "built without GPU support".to_string() })
     }
 
+    /// Times the operations of a step, median of `repeats` runs; nothing where a GPU has no
+    /// timestamps.
+    ///
+    /// # Errors
+    /// Those of the device.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn profile(
+        &mut self,
+        step: Step<'_>,
+        repeats: usize,
+    ) -> Result<Vec<crate::backend::OpTime>, BackendError> {
+        match self {
+            Device::Cpu(cpu) => cpu.profile(&step, repeats),
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) if !gpu.caps().timestamps => Ok(Vec::new()),
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) => gpu.profile(step, repeats).await,
+        }
+    }
+
     /// Tokens to draw between two looks at the host: a GPU runs ahead to hide the round trip.
     pub fn burst(&self) -> u32 {
         match self {

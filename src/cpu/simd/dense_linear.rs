@@ -1,6 +1,6 @@
 //! Dense matrices over registers: four rows and up to four tokens at a time.
 
-use super::registers::Simd;
+use super::registers::{PREFETCH_BYTES, Simd};
 use crate::cpu::matrix::{Dense, Values};
 use crate::cpu::rows::{RowsMut, RowsRef};
 use half::f16;
@@ -76,16 +76,43 @@ unsafe fn tile<S: Simd, const T: usize>(
             }
             Values::Q8(q, d) => {
                 // K is a multiple of 32, and 32 of FLOATS: no rest.
-                for group in 0..k / 32 {
-                    for r in 0..ROWS {
-                        let d = S::splat(half_to_f32(d[row(r) * (k / 32) + group]));
-                        let mut i = group * 32;
-                        while i < group * 32 + 32 {
-                            let w = S::mul(S::load_i8(q.as_ptr().add(row(r) * k + i)), d);
-                            for t in 0..T {
-                                sums[r][t] = S::mul_add(w, S::load_f32(x_at[t].add(i)), sums[r][t]);
+                let groups = k / 32;
+                for first in (0..groups).step_by(S::FLOATS) {
+                    let count = S::FLOATS.min(groups - first);
+                    let scales: [_; ROWS] = std::array::from_fn(|r| {
+                        let d = &d[row(r) * groups + first..][..count];
+                        let mut scales = [0.0f32; 16];
+                        if count == S::FLOATS {
+                            S::store_f32(scales.as_mut_ptr(), S::load_f16(d.as_ptr()));
+                        } else {
+                            for (scale, &d) in scales.iter_mut().zip(d) {
+                                *scale = half_to_f32(d);
                             }
-                            i += S::FLOATS;
+                        }
+                        scales
+                    });
+                    for group in first..first + count {
+                        for r in 0..ROWS {
+                            let row = q.as_ptr().add(row(r) * k + group * 32);
+                            if T == 1 && group % 2 == 0 {
+                                S::prefetch(row.wrapping_add(PREFETCH_BYTES).cast());
+                            }
+                            let d = S::splat(scales[r][group - first]);
+                            // One multiplication by the scale a group, not one a register.
+                            let w = S::load_i8(row);
+                            let mut parts: [_; T] = std::array::from_fn(|t| {
+                                S::mul(w, S::load_f32(x_at[t].add(group * 32)))
+                            });
+                            for i in (S::FLOATS..32).step_by(S::FLOATS) {
+                                let w = S::load_i8(row.add(i));
+                                for t in 0..T {
+                                    let x = S::load_f32(x_at[t].add(group * 32 + i));
+                                    parts[t] = S::mul_add(w, x, parts[t]);
+                                }
+                            }
+                            for t in 0..T {
+                                sums[r][t] = S::mul_add(parts[t], d, sums[r][t]);
+                            }
                         }
                     }
                 }

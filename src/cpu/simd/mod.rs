@@ -7,13 +7,19 @@
 #![allow(clippy::needless_range_loop)]
 // Where no table is built of them, nobody calls the algorithms.
 #![cfg_attr(
-    not(any(target_arch = "x86_64", all(target_arch = "wasm32", target_feature = "simd128"))),
+    not(any(
+        target_arch = "aarch64",
+        target_arch = "x86_64",
+        all(target_arch = "wasm32", target_feature = "simd128"),
+    )),
     allow(dead_code, unused_macros, unused_imports)
 )]
 
 pub(super) mod attention;
 pub(super) mod dense_linear;
 pub(super) mod elementwise;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 pub(super) mod registers;
 pub(super) mod ternary_linear;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]

@@ -1,7 +1,7 @@
 //! W2A8 over registers: a tile of four rows and a few tokens, for one token (decode, bound by
 //! memory) as for many (prefill, bound by arithmetic).
 
-use super::registers::Simd;
+use super::registers::{PREFETCH_BYTES, Simd};
 use crate::cpu::matrix::Ternary;
 use crate::cpu::quantize::QuantRows;
 use crate::cpu::rows::RowsMut;
@@ -192,6 +192,18 @@ unsafe fn load_codes<S: Simd>(rows: [*const u8; ROWS], at: usize, lanes: usize) 
     }
 }
 
+/// The rows of a tile lie one behind the other: what is ahead of them are the next tiles.
+#[inline(always)]
+unsafe fn prefetch<S: Simd>(rows: [*const u8; ROWS], at: usize) {
+    // Once a cache line.
+    if at.is_multiple_of(64) {
+        for row in rows {
+            // SAFETY: the caller's; nothing is read.
+            unsafe { S::prefetch(row.wrapping_add(at + PREFETCH_BYTES)) };
+        }
+    }
+}
+
 /// One scale a token and one a row: the sum over the whole row is an integer.
 #[inline(always)]
 unsafe fn uniform<S: Simd, const T: usize>(
@@ -211,6 +223,9 @@ unsafe fn uniform<S: Simd, const T: usize>(
             let mut narrow = [[S::zero(); T]; ROWS];
             let end = blocks.div_euclid(S::LANES).min(at.saturating_add(S::NARROW_DOTS / 4));
             for i in at..end {
+                if T == 1 {
+                    prefetch::<S>(rows_at, i * 16 * S::LANES);
+                }
                 let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, S::LANES);
                 step::<S, T>(codes, &x, i * 64 * S::LANES, &mut narrow);
             }
@@ -265,6 +280,9 @@ unsafe fn segmented<S: Simd, const T: usize>(
     // SAFETY: the caller's; stores stay inside `room` of their half and token.
     unsafe {
         for i in 0..steps {
+            if T == 1 {
+                prefetch::<S>(rows_at, i * 16 * S::LANES);
+            }
             let lanes = (blocks - i * S::LANES).min(S::LANES);
             let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, lanes);
             let at = i * 64 * S::LANES;

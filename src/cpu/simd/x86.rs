@@ -25,6 +25,10 @@ macro_rules! registers_256 {
         type Float = __m256;
 
         #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+        #[inline(always)]
         unsafe fn zero() -> __m256i {
             unsafe { _mm256_setzero_si256() }
         }
@@ -133,6 +137,10 @@ impl Simd for Avx512 {
     type Int = __m512i;
     type Float = __m512;
 
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
     #[inline(always)]
     unsafe fn zero() -> __m512i {
         unsafe { _mm512_setzero_si512() }
