@@ -315,6 +315,18 @@ export interface KernelCheck {
   error?: string;
 }
 
+/** Time of an operation, all layers together, in one step. */
+export interface KernelTime {
+  /** The operation. */
+  op: string;
+  /** The kernel's variant. */
+  kernel: string;
+  dispatches: number;
+  ms: number;
+  /** Weights that were read. */
+  weightBytes: number;
+}
+
 /** A loaded model. Several can live side by side, each in a worker of its own. Calls to one model run
  * one after the other. */
 export class BitNet {
@@ -363,6 +375,9 @@ export class BitNet {
   detokenize(ids: number[], options?: { skipSpecial?: boolean }): Promise<string>;
   /** The logits of every position, `[ids.length, vocabSize]` row after row. */
   logits(ids: number[], options?: { signal?: AbortSignal }): Promise<Float32Array>;
+  /** Where the time of a step goes, by the GPU's own clock, as the mean of `runs`: of one token, or of a prompt
+   * of so many. Empty on the CPU and where the browser has no timestamps. Forgets the KV cache. */
+  profile(options?: { promptTokens?: number; runs?: number; signal?: AbortSignal }): Promise<KernelTime[]>;
   /** Forgets the KV cache. */
   reset(): Promise<void>;
   /** Frees everything; later calls reject. */

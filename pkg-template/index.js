@@ -131,6 +131,16 @@ export class BitNet {
     return this.#call('logits', { ids: Array.from(ids) }, { signal });
   }
 
+  /** @param {{ promptTokens?: number, runs?: number, signal?: AbortSignal }} [options]
+   * @returns {Promise<import('./index.js').KernelTime[]>} */
+  async profile({ promptTokens = 1, runs = 20, signal } = {}) {
+    for (const [name, n] of Object.entries({ promptTokens, runs })) {
+      if (!(Number.isInteger(n) && n > 0)) throw invalid(`${name} must be a positive integer`);
+    }
+    const ids = Array.from({ length: promptTokens }, (_, i) => i % this.info.vocabSize);
+    return this.#call('profile', { ids, runs }, { signal });
+  }
+
   async reset() {
     await this.#call('reset', {});
   }

@@ -393,6 +393,16 @@ struct JsTimings {
     decode_tokens_per_second: f64,
 }
 
+#[cfg(feature = "gpu")]
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsOpTime<'a> {
+    op: &'a str,
+    kernel: &'a str,
+    ms: f64,
+    weight_bytes: f64,
+}
+
 /// A loaded model.
 #[wasm_bindgen]
 pub struct Session {
@@ -506,6 +516,21 @@ impl Session {
     pub async fn logits(&mut self, ids: Vec<u32>) -> Result<Vec<f32>, JsValue> {
         self.generation = None;
         self.inner.logits(&ids).await.map_err(to_js)
+    }
+
+    /// Time of each dispatch of a step over `ids`; empty where the device cannot tell. Forgets the KV
+    /// cache.
+    #[cfg(feature = "gpu")]
+    pub async fn profile(&mut self, ids: Vec<u32>) -> Result<JsValue, JsValue> {
+        self.generation = None;
+        let times = self.inner.profile(&ids).await.map_err(to_js)?;
+        let times = times.iter().map(|t| JsOpTime {
+            op: &t.label,
+            kernel: &t.kernel,
+            ms: t.ns / 1e6,
+            weight_bytes: t.weight_bytes as f64,
+        });
+        write(&times.collect::<Vec<_>>())
     }
 
     /// Forgets the KV cache.

@@ -549,6 +549,23 @@ impl Session {
         Ok(())
     }
 
+    /// Times every dispatch of a step over `ids`, from an empty cache, by timestamps on the device.
+    /// Empty where there are none.
+    ///
+    /// # Errors
+    /// As for [`Session::logits`]; the ids must fit one chunk.
+    #[cfg(feature = "gpu")]
+    pub async fn profile(&mut self, ids: &[u32]) -> Result<Vec<crate::gpu::OpTime>, Error> {
+        check_ids(ids, self.plan.vocab)?;
+        let Device::Gpu(gpu) = &mut self.device else { return Ok(Vec::new()) };
+        if !gpu.caps().timestamps {
+            return Ok(Vec::new());
+        }
+        self.cached.clear();
+        let step = Step { tokens: ids, pos: 0, outputs: Outputs::Last };
+        Ok(gpu.profile(step, 1).await?)
+    }
+
     /// Runs `ids` from an empty cache and shows the output of every operation to `sink`: index in
     /// [`Plan::ops`], values.
     ///

@@ -5,13 +5,13 @@
 //! well-formed vocabularies for granted.
 
 use super::error::{TokenizerError, excerpt};
+use super::normalize::{Chain, Normalize};
 use super::pieces::Pieces;
 use super::pre::Step;
 use std::sync::Mutex;
 use tokenizers::models::bpe::{BpeConfig, BpeScratch, PipelineBPE};
 use tokenizers::pipeline::{
-    Model, NormalizerChain, PipelineNormalizer, PipelineToken, PreTokenizerScratch, Segment, Span,
-    SpecialSegmentIterator, normalize_all,
+    Model, PipelineToken, PreTokenizerScratch, Segment, Span, SpecialSegmentIterator, normalize_all,
 };
 use tokenizers::utils::byte_level::char_to_byte;
 use tokenizers::vocab::bucket_added_vocabulary::{AddedToken, AddedVocabulary};
@@ -64,7 +64,7 @@ pub(super) struct Definition {
     /// By id; `None` where a `tokenizer.json` leaves an id out.
     pub(super) tokens: Vec<Option<(String, Role)>>,
     pub(super) merges: Vec<(String, String)>,
-    pub(super) normalizers: Vec<PipelineNormalizer>,
+    pub(super) normalizers: Vec<Normalize>,
     pub(super) steps: Vec<Step>,
     pub(super) unk_token: Option<String>,
     pub(super) fuse_unk: bool,
@@ -143,16 +143,11 @@ impl Definition {
         let mut added_vocabulary = AddedVocabulary::new();
         // A metaspace normalizer prepends its mark to words, which added tokens do not have.
         let declared = match self.normalizers.split_last() {
-            Some((PipelineNormalizer::Metaspace(_), rest)) => rest,
+            Some((Normalize::Metaspace(_), rest)) => rest,
             _ => &self.normalizers,
         };
         added_vocabulary
-            .add_tokens(
-                added,
-                model_tokens,
-                |text| ids.get(text).copied(),
-                Some(&NormalizerChain(declared)),
-            )
+            .add_tokens(added, model_tokens, |text| ids.get(text).copied(), Some(&Chain(declared)))
             .map_err(refused)?;
         let encoder = Encoder {
             model: PipelineBPE::from_config(config).map_err(refused)?,
@@ -263,7 +258,7 @@ struct Scratch {
 /// Text to ids.
 pub(super) struct Encoder {
     added: AddedVocabulary,
-    normalizers: Vec<PipelineNormalizer>,
+    normalizers: Vec<Normalize>,
     steps: Vec<Step>,
     model: PipelineBPE,
     scratch: Mutex<Option<Box<Scratch>>>,

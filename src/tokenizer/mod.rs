@@ -12,6 +12,7 @@ mod clock;
 mod error;
 mod gguf;
 mod hf;
+mod normalize;
 mod pieces;
 mod pre;
 

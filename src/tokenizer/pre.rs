@@ -6,13 +6,12 @@
 //! could make it run for ever.
 
 use super::error::TokenizerError;
+use super::normalize::{Form, Normalize};
 use serde_json::Value;
 use tokenizers::SplitDelimiterBehavior;
 use tokenizers::normalizers::metaspace::{MetaspaceNormalizer, PrependBehavior};
-use tokenizers::normalizers::{NFC, NFD, NFKC, NFKD, Prepend, Replace};
-use tokenizers::pipeline::{
-    PipelineNormalizer, PipelinePreTokenizer, PreTokenizer, PreTokenizerScratch, Span,
-};
+use tokenizers::normalizers::{Prepend, Replace};
+use tokenizers::pipeline::{PreTokenizer, PreTokenizerScratch, Span};
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::punctuation::Punctuation;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
@@ -36,7 +35,9 @@ const MAX_REPLACEMENT_BYTES: usize = 8;
 /// One step of a chain: cuts the pieces that the steps before it left.
 #[derive(Debug)]
 pub(super) enum Step {
-    Crate(PipelinePreTokenizer),
+    Split(Split),
+    Digits(Digits),
+    Punctuation(Punctuation),
     /// Every three ASCII digits in a row are a piece.
     DigitTriples,
 }
@@ -53,7 +54,7 @@ impl Step {
         )
         .map_err(|e| TokenizerError::Build { reason: e.to_string() })?;
         match split.grammar() {
-            Some(_) => Ok(Step::Crate(PipelinePreTokenizer::Split(split))),
+            Some(_) => Ok(Step::Split(split)),
             None => Err(TokenizerError::Unsupported {
                 what: "pre-tokenizer expression",
                 name: super::error::excerpt(pattern),
@@ -69,15 +70,16 @@ impl Step {
         scratch: &mut PreTokenizerScratch,
         out: &mut Vec<Span>,
     ) -> Result<(), TokenizerError> {
-        match self {
-            Step::Crate(p) => p
-                .pre_tokenize(text, scratch, out)
-                .map_err(|e| TokenizerError::Encode { reason: e.to_string() }),
+        let result = match self {
+            Step::Split(step) => step.pre_tokenize(text, scratch, out),
+            Step::Digits(step) => step.pre_tokenize(text, scratch, out),
+            Step::Punctuation(step) => step.pre_tokenize(text, scratch, out),
             Step::DigitTriples => {
                 cut_digit_triples(text.as_bytes(), out);
                 Ok(())
             }
-        }
+        };
+        result.map_err(|e| TokenizerError::Encode { reason: e.to_string() })
     }
 }
 
@@ -135,11 +137,9 @@ pub(super) fn by_name(name: &str) -> Result<Named, TokenizerError> {
         "qwen2" | "stablelm2" | "deepseek-r1-qwen" => plain(QWEN2),
         "falcon" | "default" => Ok(Named {
             steps: vec![
-                Step::Crate(PipelinePreTokenizer::Punctuation(Punctuation::new(
-                    SplitDelimiterBehavior::Contiguous,
-                ))),
+                Step::Punctuation(Punctuation::new(SplitDelimiterBehavior::Contiguous)),
                 Step::regex(GPT2)?,
-                Step::Crate(PipelinePreTokenizer::Digits(Digits::new(false))),
+                Step::Digits(Digits::new(false)),
                 Step::DigitTriples,
             ],
             ignore_merges: false,
@@ -156,7 +156,7 @@ pub(super) fn by_name(name: &str) -> Result<Named, TokenizerError> {
 /// What the `pre_tokenizer` and `normalizer` of a `tokenizer.json` come to.
 #[derive(Debug, Default)]
 pub(super) struct Described {
-    pub(super) normalizers: Vec<PipelineNormalizer>,
+    pub(super) normalizers: Vec<Normalize>,
     pub(super) steps: Vec<Step>,
     /// The vocabulary is written in GPT-2's byte alphabet.
     pub(super) byte_level: bool,
@@ -209,7 +209,6 @@ fn members<'a>(v: &'a Value, key: &str) -> &'a [Value] {
 }
 
 fn read_normalizer(v: &Value, found: &mut Described) -> Result<(), TokenizerError> {
-    use PipelineNormalizer as N;
     let unsupported = |name: &str| TokenizerError::Unsupported {
         what: "normalizer",
         name: super::error::excerpt(name),
@@ -221,12 +220,8 @@ fn read_normalizer(v: &Value, found: &mut Described) -> Result<(), TokenizerErro
         "Sequence" => {
             return members(v, "normalizers").iter().try_for_each(|m| read_normalizer(m, found));
         }
-        "NFC" => N::NFC(NFC),
-        "NFD" => N::NFD(NFD),
-        "NFKC" => N::NFKC(NFKC),
-        "NFKD" => N::NFKD(NFKD),
         "Prepend" if text("prepend").len() <= MAX_REPLACEMENT_BYTES => {
-            N::Prepend(Prepend::new(text("prepend").to_string()))
+            Normalize::Prepend(Prepend::new(text("prepend").to_string()))
         }
         "Replace" => {
             let ((from, is_regex), to) = (pattern(v), text("content"));
@@ -234,16 +229,19 @@ fn read_normalizer(v: &Value, found: &mut Described) -> Result<(), TokenizerErro
                 return Err(unsupported(&format!("Replace {from:?} by {to:?}")));
             }
             let replace = Replace::new(from, to);
-            N::Replace(replace.map_err(|e| TokenizerError::Build { reason: e.to_string() })?)
+            let failed = |e: tokenizers::Error| TokenizerError::Build { reason: e.to_string() };
+            Normalize::Replace(replace.map_err(failed)?)
         }
-        other => return Err(unsupported(other)),
+        other => match Form::by_name(other) {
+            Some(form) => Normalize::Unicode(form),
+            None => return Err(unsupported(other)),
+        },
     };
     found.normalizers.push(normalizer);
     Ok(())
 }
 
 fn read_pre_tokenizer(v: &Value, found: &mut Described) -> Result<(), TokenizerError> {
-    use PipelinePreTokenizer as P;
     let unsupported = |name: &str| TokenizerError::Unsupported {
         what: "pre-tokenizer",
         name: super::error::excerpt(name),
@@ -277,8 +275,8 @@ fn read_pre_tokenizer(v: &Value, found: &mut Described) -> Result<(), TokenizerE
             Step::regex(GPT2)?
         }
         "Metaspace" => return read_metaspace(v, found),
-        "Digits" => Step::Crate(P::Digits(Digits::new(flag(v, "individual_digits", false)))),
-        "Punctuation" => Step::Crate(P::Punctuation(Punctuation::new(behavior("Isolated")?))),
+        "Digits" => Step::Digits(Digits::new(flag(v, "individual_digits", false))),
+        "Punctuation" => Step::Punctuation(Punctuation::new(behavior("Isolated")?)),
         "Split" => {
             let (text, is_regex) = pattern(v);
             let (how, invert) = (behavior("Isolated")?, flag(v, "invert", false));
@@ -296,7 +294,7 @@ fn read_pre_tokenizer(v: &Value, found: &mut Described) -> Result<(), TokenizerE
             } else {
                 let split = Split::native(SplitPattern::String(text.to_string()), how, invert);
                 let split = split.map_err(|e| TokenizerError::Build { reason: e.to_string() })?;
-                Step::Crate(P::Split(split))
+                Step::Split(split)
             }
         }
         other => return Err(unsupported(other)),
@@ -328,24 +326,24 @@ fn read_metaspace(v: &Value, found: &mut Described) -> Result<(), TokenizerError
         }
     };
     let normalizer = MetaspaceNormalizer::new(delimiter, prepend, false);
-    found.normalizers.push(PipelineNormalizer::Metaspace(normalizer));
+    found.normalizers.push(Normalize::Metaspace(normalizer));
     if flag(v, "split", true) {
         let behavior = SplitDelimiterBehavior::MergedWithNext;
         let split = Split::native(SplitPattern::String(mark.to_string()), behavior, false)
             .map_err(|e| TokenizerError::Build { reason: e.to_string() })?;
-        found.steps.push(Step::Crate(PipelinePreTokenizer::Split(split)));
+        found.steps.push(Step::Split(split));
     }
     Ok(())
 }
 
 /// The normalizers of a SentencePiece vocabulary in GGUF: spaces become `▁`, and each stretch of
 /// text starts with one.
-pub(super) fn sentencepiece(prefix: bool) -> Result<Vec<PipelineNormalizer>, TokenizerError> {
+pub(super) fn sentencepiece(prefix: bool) -> Result<Vec<Normalize>, TokenizerError> {
     let replace =
         Replace::new(" ", "▁").map_err(|e| TokenizerError::Build { reason: e.to_string() })?;
-    let mut normalizers = vec![PipelineNormalizer::Replace(replace)];
+    let mut normalizers = vec![Normalize::Replace(replace)];
     if prefix {
-        normalizers.insert(0, PipelineNormalizer::Prepend(Prepend::new("▁".to_string())));
+        normalizers.insert(0, Normalize::Prepend(Prepend::new("▁".to_string())));
     }
     Ok(normalizers)
 }

@@ -14,11 +14,24 @@ const all = readdirSync(fixtures, { withFileTypes: true }).filter((f) => f.isDir
     .map((f) => ({ family, variant: f.slice(0, -'.json'.length) })));
 assert.ok(all.length >= 10, 'fixtures are missing');
 
+/** A worker with a GPU that passes for hardware (`auto` leaves software alone), is right in the self-test, and
+ * has no memory for a model. */
+const FULL_GPU = `
+  for (const name of ['vendor', 'architecture', 'device', 'description', 'isFallbackAdapter']) {
+    Object.defineProperty(GPUAdapterInfo.prototype, name, { get: () => (name === 'vendor' ? 'test' : '') });
+  }
+  const { createBuffer } = GPUDevice.prototype;
+  GPUDevice.prototype.createBuffer = function (wanted) {
+    return createBuffer.call(this, wanted.size > 1 << 20 ? { ...wanted, size: 2 ** 50 } : wanted);
+  };
+`;
 let browser;
 let server;
 let page;
 before(async () => {
-  [browser, server] = await Promise.all([launch(), servePackage()]);
+  [browser, server] = await Promise.all([launch(), servePackage({
+    'full-gpu-patch.js': FULL_GPU, 'full-gpu.js': "import '/full-gpu-patch.js'; import '/pkg/worker.js';",
+  })]);
   page = await browser.newPage();
   await page.goto(server.url);
 });
@@ -71,4 +84,24 @@ test('the same seed begins the same text on the CPU and on WebGPU', { timeout: 2
     return texts;
   });
   assert.deepEqual(texts.webgpu, texts.cpu);
+});
+
+test('a GPU that cannot take the model: auto goes on with the CPU and says so once', { timeout: 240_000 }, async () => {
+  const { warnings, text, info, refused } = await page.evaluate(async () => {
+    const { BitNet } = await import('/pkg/index.js');
+    const load = (options, warnings) => BitNet.load(undefined, { cache: false, ...options,
+      worker: new Worker('/full-gpu.js', { type: 'module' }), onWarning: ({ code, message }) => warnings.push({ code, message }) });
+    const refused = await load({ device: 'webgpu' }, []).catch(({ code }) => code);
+    const warnings = [];
+    const model = await load({}, warnings);
+    const text = await model.generate('Once upon a time', { maxTokens: 8, temperature: 0 }).text();
+    await model.dispose();
+    return { warnings, text, info: model.info, refused };
+  });
+  assert.equal(info.device, 'cpu');
+  assert.match(info.fallback, /^WebGPU failed: /);
+  assert.equal(warnings.length, 1);
+  assert.match(warnings[0].message, /runs on the CPU, because WebGPU failed/);
+  assert.equal(refused, warnings[0].code);
+  assert.ok(text.length > 8, text);
 });

@@ -125,9 +125,10 @@ describe('writing', () => {
     await page.keyboard.press('Enter');
     await page.waitForSelector('#stop', { state: 'visible' });
     assert.equal((await calls(page, 'generate')).length, 0, 'it still loads');
+    await page.evaluate(() => globalThis.mockRelease());
     await page.waitForFunction(() => document.querySelector('#story .text').textContent.length > 20);
     assert.equal((await calls(page, 'generate'))[0][1], 'One\nTwo');
-  }, { path: '?speed=slow' }));
+  }, { path: '?speed=slow&hold' }));
 
   test('the text, the mode and the draft outlive a reload', () => on(async (page) => {
     await ready(page);
@@ -179,6 +180,30 @@ describe('models', () => {
     const loads = (await calls(page, 'load')).map(([, source]) => source);
     assert.deepEqual(loads.slice(1), ['hf:owner/repo', 'hf:owner/repo@main/dir/file.gguf', 'https://example.org/m.gguf', `${server.url}models/x.gguf`]);
     assert.equal((await calls(page, 'dispose')).length, 4, 'each model makes room for the next');
+  }));
+
+  test('a repository with several models: one is chosen', () => on(async (page) => {
+    await ready(page);
+    const type = async (typed) => {
+      await page.fill('#source', typed);
+      await page.press('#source', 'Enter');
+    };
+    await page.click('#open-panel');
+    await type('hf:owner/many');
+    await page.waitForSelector('#choices button');
+    assert.deepEqual(await page.locator('#choices li').allTextContents(), ['a-Q2_0.gguf1.0 GB', 'b-TQ2_0.gguf2.0 GB']);
+    await page.fill('#source', 'hf:owner/man');
+    assert.ok(await page.isHidden('#choices'), 'they belong to another address');
+    await type('hf:owner/many');
+    await page.click('#choices >> text=b-TQ2_0.gguf');
+    await page.waitForSelector('#panel', { state: 'hidden' });
+    await ready(page);
+    await page.click('#open-panel');
+    await type('hf:owner/nothing');
+    await page.waitForSelector('#panel', { state: 'hidden' });
+    await ready(page);
+    const loads = (await calls(page, 'load')).map(([, source]) => source);
+    assert.deepEqual(loads.slice(1), ['hf:owner/many/b-TQ2_0.gguf', 'hf:owner/nothing']);
   }));
 
   test('by drop: a file, several of a safetensors model, and what cannot be', () => on(async (page) => {
@@ -341,6 +366,8 @@ describe('reports', () => {
     assert.equal(json.rows.length, rows);
     assert.deepEqual([...new Set(json.rows.map((r) => r.device))], ['webgpu', 'cpu']);
     assert.equal(json.rows[0].runs.length, 3);
+    assert.deepEqual(await page.locator('#kernels tbody tr').allTextContents(), ['attnattention_decode80.60075 %–', 'ffn_upternary_gemv acts_i880.20025 %10.0']);
+    assert.equal(json.kernels.length, 2);
   }, { path: 'bench.html' }));
 
   test('bench: one device failing leaves the other', () => on(async (page) => {

@@ -66,6 +66,14 @@ export async function cache(): Promise<number> {
   return BitNet.cache.delete();
 }
 
+export async function hub(): Promise<number> {
+  const models = await BitNet.hubModels('hf:owner/repo', { headers: { authorization: 'Bearer …' } });
+  const smallest = [...models].sort((a, b) => a.bytes - b.bytes)[0];
+  const model = await BitNet.load(smallest?.source);
+  const times = await model.profile({ promptTokens: 128 });
+  return times.reduce((sum, { ms }) => sum + ms, 0);
+}
+
 export async function check(): Promise<boolean> {
   const results = await BitNet.check({ device: 'webgpu', onResult: ({ kernel, variant, ok }) => console.log(kernel, variant, ok) });
   return results.every((result) => result.ok);

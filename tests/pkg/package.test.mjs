@@ -114,6 +114,26 @@ test('text to ids and back, logits', async () => {
   assert.ok(logits.every(Number.isFinite));
 });
 
+test('a tokenizer with a Unicode normalizer, from safetensors', async () => {
+  const folder = new URL('../fixtures/qwen3-mini/hf-packed-autobitlinear/', import.meta.url);
+  const file = async (name) => new Blob([await readFile(new URL(name, folder))]);
+  const description = JSON.parse(await (await file('tokenizer.json')).text());
+  const ids = {};
+  for (const form of [null, 'NFC', 'NFKD']) {
+    description.normalizer = form && { type: form };
+    const small = await BitNet.load({
+      model: await file('model.safetensors'), config: await file('config.json'),
+      tokenizer: new Blob([JSON.stringify(description)]),
+    }, { device: 'cpu' });
+    ids[form] = await Promise.all(['e\u0301 \ufb01', 'é \ufb01', 'e\u0301 fi'].map((text) => small.tokenize(text)));
+    if (!form) assert.deepEqual(await small.profile(), [], 'no timestamps on the CPU');
+    await small.dispose();
+  }
+  assert.notDeepEqual(ids.null[0], ids.null[1]);
+  assert.deepEqual(ids.NFC.slice(0, 2), [ids.null[1], ids.null[1]]);
+  assert.deepEqual(ids.NFKD, [ids.null[2], ids.null[2], ids.null[2]]);
+});
+
 test('arguments that cannot be are refused', async () => {
   const bad = code('invalid_argument');
   for (const options of [

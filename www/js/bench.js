@@ -25,7 +25,7 @@ async function measure(choice, devices, runs) {
   report = {
     startedAt: new Date().toISOString(), userAgent: navigator.userAgent,
     hardwareConcurrency: navigator.hardwareConcurrency, crossOriginIsolated,
-    model: choice.name, newTokens: NEW_TOKENS, devices: [], rows: [],
+    model: choice.name, newTokens: NEW_TOKENS, devices: [], rows: [], kernels: [],
   };
   setBusy(true);
   show();
@@ -78,6 +78,11 @@ async function measureDevice(choice, device, runs, signal) {
       report.rows.push(row(device, length, timings));
       show();
     }
+    if (device === 'webgpu') {
+      say(`${NAMES[device]}: kernel by kernel`);
+      report.kernels = await model.profile({ signal });
+      show();
+    }
   } finally {
     await model.dispose();
   }
@@ -107,7 +112,7 @@ function row(device, promptTokens, runs) {
 }
 
 function show() {
-  const { rows, devices } = report;
+  const { rows, devices, kernels } = report;
   const line = (/** @type {keyof Row} */ value) => ['webgpu', 'cpu'].map((device) => ({
     name: NAMES[device], points: rows.filter((r) => r.device === device).map((r) => [r.promptTokens, r[value]]),
   }));
@@ -121,6 +126,10 @@ function show() {
   }
   fill('rows', rows.map((/** @type {Row} */ r) => [NAMES[r.device], r.promptTokens, r.prefillTokensPerSecond.toFixed(1),
     r.firstTokenMs.toFixed(0), r.decodeTokensPerSecond.toFixed(1), `${(r.spread * 100).toFixed(0)} %`]));
+  byId('kernel-section').hidden = kernels.length === 0;
+  const total = kernels.reduce((/** @type {number} */ sum, /** @type {any} */ k) => sum + k.ms, 0) || 1;
+  fill('kernels', [...kernels].sort((a, b) => b.ms - a.ms).map(({ op, kernel, dispatches, ms, weightBytes }) => [op, kernel,
+    dispatches, ms.toFixed(3), `${(100 * ms / total).toFixed(0)} %`, weightBytes && ms ? (weightBytes / ms / 1e6).toFixed(1) : '–']));
   fill('loads', devices.map((d) => [NAMES[d.device], d.adapter || '–', d.api || '–', d.loadMs.toFixed(0),
     formatBytes(d.weightBytes), formatBytes(d.deviceBytes), formatBytes(d.wasmBytes)]));
   byId('download').disabled = rows.length === 0;
@@ -165,5 +174,5 @@ if (!/** @type {any} */ (navigator).gpu) {
   webgpu.disabled = true;
   webgpu.parentElement.title = 'This browser has no WebGPU';
 }
-report = { rows: [], devices: [] };
+report = { rows: [], devices: [], kernels: [] };
 show();

@@ -94,9 +94,12 @@ export class ModelPicker {
       event.preventDefault();
       const { choice, error } = choiceOf(byId('source').value);
       this.#showError(error);
-      if (choice) onChoice(choice);
+      if (choice) this.#choose(choice);
     });
-    byId('source').addEventListener('input', () => this.#showError(undefined));
+    byId('source').addEventListener('input', () => {
+      this.#showError(undefined);
+      this.#showChoices([]);
+    });
     byId('use-default').addEventListener('click', () => onChoice(DEFAULT));
     byId('file').addEventListener('change', (/** @type {any} */ { target }) => {
       const files = [...target.files];
@@ -111,6 +114,34 @@ export class ModelPicker {
     const { choice, error } = choiceOfFiles(files);
     if (choice) this.onChoice(choice);
     else this.onError({ title: 'This cannot be loaded', detail: error ?? '' });
+  }
+
+  /** A repository with several models is shown first. @param {Choice} choice */
+  async #choose(choice) {
+    this.#showChoices([]);
+    const { source } = choice;
+    if (typeof source !== 'string' || !source.startsWith('hf:') || /\.gguf$/i.test(source)) return this.onChoice(choice);
+    let models;
+    try {
+      models = await BitNet.hubModels(source);
+    } catch {
+      return this.onChoice(choice); // Perhaps it is kept here; if not, loading says what is wrong.
+    }
+    if (byId('source').value.trim() !== source) return; // The reader has gone on.
+    if (models.length < 2) return this.onChoice(choice);
+    this.#showChoices(models);
+    announce(`${models.length} models; choose one`);
+  }
+
+  /** @param {import('../pkg/index.js').HubModel[]} models */
+  #showChoices(models) {
+    byId('choices').hidden = !models.length;
+    byId('choices').replaceChildren(...models.map(({ source, name, format, bytes }) => el('li', {},
+      el('button', { type: 'button', className: 'link name', textContent: name, onclick: () => {
+        this.#showChoices([]);
+        this.onChoice({ source, name });
+      } }),
+      el('span', { className: 'meta', textContent: `${formatBytes(bytes)}${format === 'GGUF' ? '' : ` · ${format}`}` }))));
   }
 
   /** @param {string | undefined} error */

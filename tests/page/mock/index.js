@@ -2,7 +2,10 @@
 // pkg-template/index.d.ts, made-up words, no model. `globalThis.mockLog` tells what was called.
 // Sources whose address contains an error code fail with it.
 const log = (globalThis.mockLog = []);
-const speed = new URLSearchParams(location.search).get('speed') ?? 'fast';
+const query = new URLSearchParams(location.search);
+const speed = query.get('speed') ?? 'fast';
+/** With `?hold`, loads end when the test says so. */
+const held = new Promise((done) => { globalThis.mockRelease = done; });
 const pause = () => new Promise((done) => setTimeout(done, speed === 'slow' ? 60 : 4));
 const WORDS = ('the old king had a daughter who would not laugh , and he let it be known that whoever could make her laugh '
   + 'should have her to wife . Then came a lad with a golden goose under his arm . “ Where do you go ? ” asked the girl at the inn . '
@@ -87,6 +90,7 @@ export class BitNet {
       await pause();
       if (code && i === 3) throw new BitNetError(code, `made up: ${code}`);
     }
+    if (query.has('hold')) await held;
     onProgress?.({ phase: 'prepare', loadedBytes: total, totalBytes: total, storedBytes: 0 });
     await pause();
     if (signal?.aborted) throw aborted();
@@ -109,6 +113,21 @@ export class BitNet {
   chat(messages, options = {}) {
     log.push(['chat', messages, options]);
     return start(messages.at(-1).content, options);
+  }
+
+  static async hubModels(repository) {
+    log.push(['hubModels', repository]);
+    if (repository.includes('nothing')) throw new BitNetError('download_failed', 'made up: 404');
+    const names = repository.includes('many') ? ['a-Q2_0.gguf', 'b-TQ2_0.gguf'] : ['one.gguf'];
+    return names.map((name, i) => ({ source: `${repository}/${name}`, name, format: 'GGUF', bytes: (i + 1) * 1e9 }));
+  }
+
+  async profile() {
+    if (this.info.device === 'cpu') return [];
+    return [
+      { op: 'ffn_up', kernel: 'ternary_gemv acts_i8', dispatches: 8, ms: 0.2, weightBytes: 2_000_000 },
+      { op: 'attn', kernel: 'attention_decode', dispatches: 8, ms: 0.6, weightBytes: 0 },
+    ];
   }
 
   async reset() {}
