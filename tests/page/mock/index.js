@@ -26,6 +26,7 @@ const CODE = /(download_failed|corrupt_file|unsupported_model|tokenizer|webgpu_u
 class Generation {
   constructor(prompt, options) {
     this.stopped = false;
+    this.tokenCount = 0;
     this.prompt = prompt;
     this.options = options;
     this.result = new Promise((done, failed) => Object.assign(this, { done, failed }));
