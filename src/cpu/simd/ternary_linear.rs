@@ -1,6 +1,7 @@
 //! W2A8 over registers: a tile of four rows and a few tokens, for one token (decode, bound by
 //! memory) as for many (prefill, bound by arithmetic).
 
+use super::dense_linear::half_to_f32;
 use super::registers::{PREFETCH_BYTES, Simd};
 use crate::cpu::matrix::Ternary;
 use crate::cpu::quantize::QuantRows;
@@ -8,7 +9,7 @@ use crate::cpu::rows::RowsMut;
 use crate::cpu::ternary_linear::{CHUNK, join, segment};
 use crate::cpu::threads::Threads;
 use crate::ternary::BLOCK_BYTES;
-use half::f16;
+
 use std::ops::Range;
 
 /// Rows of a tile: as many as one [`Simd::sum4`] joins.
@@ -273,27 +274,36 @@ unsafe fn segmented<S: Simd, const T: usize>(
 ) {
     let blocks = task.w.row_bytes() / BLOCK_BYTES;
     let steps = blocks.div_ceil(S::LANES);
+    let blocks_a_segment = (task.segment / 64).max(1);
+    // Registers of one segment add up before they are joined: 16 dots at most.
+    let registers = (blocks_a_segment / S::LANES).max(1);
     // Room for whole registers and whole segments; what no step writes stays 0.
     let room = (steps * S::LANES).next_multiple_of(CHUNK / 64) * ROWS;
     let halves = task.segment == 32;
     scratch.sums.resize(2 * T * room, 0);
     // SAFETY: the caller's; stores stay inside `room` of their half and token.
     unsafe {
-        for i in 0..steps {
-            if T == 1 {
-                prefetch::<S>(rows_at, i * 16 * S::LANES);
-            }
-            let lanes = (blocks - i * S::LANES).min(S::LANES);
-            let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, lanes);
-            let at = i * 64 * S::LANES;
+        for (slot, start) in (0..steps).step_by(registers).enumerate() {
             let mut first = [[S::zero(); T]; ROWS];
-            shifted::<S, T, 0>(codes, &x, at, &mut first);
-            shifted::<S, T, 1>(codes, &x, at, &mut first);
-            let mut second = if halves { [[S::zero(); T]; ROWS] } else { first };
-            shifted::<S, T, 2>(codes, &x, at, &mut second);
-            shifted::<S, T, 3>(codes, &x, at, &mut second);
+            let mut second = [[S::zero(); T]; ROWS];
+            for i in start..(start + registers).min(steps) {
+                if T == 1 {
+                    prefetch::<S>(rows_at, i * 16 * S::LANES);
+                }
+                let lanes = (blocks - i * S::LANES).min(S::LANES);
+                let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, lanes);
+                let at = i * 64 * S::LANES;
+                if halves {
+                    shifted::<S, T, 0>(codes, &x, at, &mut first);
+                    shifted::<S, T, 1>(codes, &x, at, &mut first);
+                    shifted::<S, T, 2>(codes, &x, at, &mut second);
+                    shifted::<S, T, 3>(codes, &x, at, &mut second);
+                } else {
+                    step::<S, T>(codes, &x, at, &mut second);
+                }
+            }
             for t in 0..T {
-                let sums = scratch.sums.as_mut_ptr().add(2 * t * room + i * S::LANES * ROWS);
+                let sums = scratch.sums.as_mut_ptr().add(2 * t * room + slot * S::LANES * ROWS);
                 S::store(sums, join_rows::<S, T>(&second, t));
                 if halves {
                     S::store(sums.add(room), join_rows::<S, T>(&first, t));
@@ -307,13 +317,14 @@ unsafe fn segmented<S: Simd, const T: usize>(
         for r in 0..rows.len() {
             let Some((_, scales)) = task.w.row_blocks(rows.start + r) else { break };
             for s in 0..task.segments {
-                let scale = f16::from_bits(scales[s * task.segment / len]).to_f32();
+                let scale = half_to_f32(scales[s * task.segment / len]);
                 scratch.block_scales[s * ROWS + r] = scale;
             }
         }
     }
     let partials = (CHUNK / task.segment).max(1);
-    let blocks_a_segment = (task.segment / 64).max(1);
+    // Sums that a segment has: those of its blocks, or of the lanes of its registers.
+    let parts = blocks_a_segment / registers;
     for t in 0..T {
         let at = (t0 + t) * task.segments;
         let (sums, d) = (&task.sums[at..][..task.segments], &task.d[at..][..task.segments]);
@@ -326,9 +337,8 @@ unsafe fn segmented<S: Simd, const T: usize>(
                 let half = if s % 2 == 0 { first } else { second };
                 total.copy_from_slice(&half[s / 2 * ROWS..][..ROWS]);
             } else {
-                let end = ((s + 1) * blocks_a_segment).min(blocks);
-                for block in s * blocks_a_segment..end {
-                    for (total, &v) in total.iter_mut().zip(&second[block * ROWS..][..ROWS]) {
+                for part in s * parts..(s + 1) * parts {
+                    for (total, &v) in total.iter_mut().zip(&second[part * ROWS..][..ROWS]) {
                         *total += v;
                     }
                 }
