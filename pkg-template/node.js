@@ -1,5 +1,6 @@
 // The same package in Node (and in Deno and Bun, which follow Node's conditions).
 import { mkdir, open, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -40,6 +41,8 @@ Object.assign(platform, {
       terminate: () => worker.terminate(),
     };
   },
+
+  processors: availableParallelism,
 
   wasmSource: (/** @type {string} */ build) =>
     readFile(new URL(`./wasm/${build}/bitnet_bg.wasm`, import.meta.url)),

@@ -157,6 +157,12 @@ pub enum BackendError {
         /// What the driver said.
         reason: String,
     },
+    /// A worker that computes a part of everything is gone, or does not answer.
+    #[error("a worker of the CPU was lost: {reason}")]
+    WorkerLost {
+        /// What is known about it.
+        reason: String,
+    },
     /// The device rejected a command: a bug of this crate or of the driver.
     #[error("{what} was rejected by the device: {reason}")]
     Rejected {

@@ -78,7 +78,7 @@ impl Error {
             Error::Backend(e) => match e {
                 BackendError::Unavailable { .. } => "webgpu_unavailable",
                 BackendError::OutOfMemory { .. } => "out_of_memory",
-                BackendError::DeviceLost { .. } => "device_lost",
+                BackendError::DeviceLost { .. } | BackendError::WorkerLost { .. } => "device_lost",
                 BackendError::Unsupported { .. } => "unsupported_model",
                 BackendError::InvalidCall { .. } => "invalid_argument",
                 BackendError::Rejected { .. } => "internal",

@@ -23,6 +23,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use wasm_bindgen::prelude::*;
 
+mod crew;
+
 thread_local! {
     static ON_PANIC: RefCell<Option<js_sys::Function>> = const { RefCell::new(None) };
 }
@@ -105,7 +107,6 @@ fn write<T: Serialize>(value: &T) -> Result<JsValue, JsValue> {
 struct OpenOptions {
     device: Option<String>,
     adapter: Option<String>,
-    threads: Option<usize>,
     context_length: Option<u32>,
     kv_cache: Option<String>,
     i2s: Option<String>,
@@ -129,15 +130,11 @@ fn choose<T: Copy>(
     }
 }
 
-fn device_options(
-    device: Option<&str>,
-    adapter: Option<String>,
-    threads: Option<usize>,
-) -> Result<DeviceOptions, JsValue> {
+fn device_options(device: Option<&str>, adapter: Option<String>) -> Result<DeviceOptions, JsValue> {
     let choices =
         [("auto", DeviceChoice::Auto), ("webgpu", DeviceChoice::Gpu), ("cpu", DeviceChoice::Cpu)];
     let choice = choose("device", device, &choices)?.unwrap_or_default();
-    Ok(DeviceOptions { choice, adapter, threads })
+    Ok(DeviceOptions { choice, adapter, threads: None })
 }
 
 /// Opens a device. wgpu panics in surroundings that are neither a window nor a worker, and where there
@@ -195,8 +192,13 @@ pub struct Loader {
 
 #[wasm_bindgen]
 impl Loader {
-    /// Opens the device and waits for bytes.
-    pub async fn open(options: JsValue, files: JsValue) -> Result<Loader, JsValue> {
+    /// Opens the device and waits for bytes. Where the CPU is to compute, `start_crew` is called: it
+    /// resolves to a `Crew`, or to nothing if one thread is enough.
+    pub async fn open(
+        options: JsValue,
+        files: JsValue,
+        start_crew: js_sys::Function,
+    ) -> Result<Loader, JsValue> {
         let o: OpenOptions = read("load options", options)?;
         let Files { lengths, texts }: Files = read("files", files)?;
         let kv = [("f16", KvType::F16), ("q8", KvType::Q8), ("f32", KvType::F32)];
@@ -220,8 +222,15 @@ impl Loader {
                 ..Default::default()
             },
         };
-        let device = device_options(o.device.as_deref(), o.adapter, o.threads)?;
-        let (device, fallback) = open_device(device).await?;
+        let device = device_options(o.device.as_deref(), o.adapter)?;
+        let (mut device, fallback) = open_device(device).await?;
+        if let Device::Cpu(cpu) = &mut device {
+            let crew = js_sys::Promise::resolve(&start_crew.call0(&JsValue::NULL)?);
+            let crew = wasm_bindgen_futures::JsFuture::from(crew).await?;
+            if !crew.is_undefined() {
+                cpu.share(Box::new(crew::Carrier::new(crew.unchecked_into())));
+            }
+        }
         let lengths: Vec<Option<u64>> = lengths.into_iter().map(|n| n.map(|n| n as u64)).collect();
         let inner = match texts {
             None => {
@@ -276,6 +285,8 @@ struct Info<'a> {
     device: &'a str,
     adapter: &'a str,
     api: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fallback: Option<&'a str>,
 }
@@ -444,6 +455,7 @@ impl Session {
             device: if caps.backend == "gpu" { "webgpu" } else { "cpu" },
             adapter: &caps.adapter,
             api: &caps.api,
+            threads: (caps.backend == "cpu").then_some(caps.threads),
             fallback: self.fallback.as_deref(),
         })
     }
@@ -585,8 +597,7 @@ pub async fn check_kernels(
     on_result: js_sys::Function,
 ) -> Result<js_sys::Array, JsValue> {
     let options: CheckOptions = read("options", options)?;
-    let (mut device, _) =
-        open_device(device_options(options.device.as_deref(), None, None)?).await?;
+    let (mut device, _) = open_device(device_options(options.device.as_deref(), None)?).await?;
     let results = js_sys::Array::new();
     for case in selfcheck::cases() {
         let error = case.run(&mut device).await.err();

@@ -17,6 +17,8 @@
 //! by [`Op::TakeOutputs`]). Operations work row by row; only [`Op::KvAppend`] and
 //! [`Op::Attention`] look at other positions, through the KV cache.
 
+use serde::{Deserialize, Serialize};
+
 /// Index of a buffer in [`Plan::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufId(pub u32);
@@ -49,7 +51,7 @@ pub enum Rows {
 
 /// How activations are rounded to int8 in front of a ternary product. The rule belongs to the
 /// format of the file: it is what the reference programs do, and their outputs tell the rules apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ActQuant {
     /// One scale a token: `s = 127 / max(1e-5, max|x|)`, `q = round_half_even(x·s)` clamped to
     /// −128..127, `d = 1/s`. I2_S, Hugging Face packed and master weights.
@@ -107,7 +109,7 @@ pub struct BufSpec {
 }
 
 /// Element type of a dense (not ternary) matrix on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MatrixType {
     /// IEEE single precision, 4 bytes.
     F32,
@@ -119,7 +121,7 @@ pub enum MatrixType {
 }
 
 /// Storage of a weight on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WeightKind {
     /// Ternary (or ±1) matrix `[N, K]` in the packed layout of [`crate::ternary`]: codes, one f32
     /// scale a row, and, where `block` is set, one f16 scale a `block` values along the row.
@@ -149,7 +151,7 @@ pub enum WeightKind {
 }
 
 /// The separately written arrays of a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WeightPart {
     /// Packed codes of a ternary matrix, the values of a dense matrix, or a vector.
     Data,

@@ -1,6 +1,8 @@
 // The model itself: lives in the worker (or in place) and does what the messages ask.
 import { whyNotWebGpu } from './adapter.js';
-import { BitNetError, toError, throwIfAborted } from './errors.js';
+import { Crew, Helper } from './crew.js';
+import { BitNetError, invalid, toError, throwIfAborted } from './errors.js';
+import { platform } from './platform.js';
 import { Progress } from './progress.js';
 import { resolve } from './source.js';
 import { loadWasm, wasmBuild } from './wasm.js';
@@ -9,10 +11,22 @@ import { loadWasm, wasmBuild } from './wasm.js';
 const TURN_MS = 8;
 /** A file that keeps changing under us is not loaded for ever. */
 const RESTARTS = 2;
+/** Each takes an engine's worth of memory, and no machine that this is for has more cores. */
+const MAX_THREADS = 64;
+/** Below that, what a worker saves is what waking it takes: see tests/bench/README.md. */
+const WORTH_SHARING_BYTES = 64e6;
 /** What can go wrong with a GPU only: the CPU may well do. */
 const GPU_TROUBLE = ['webgpu_unavailable', 'device_lost', 'out_of_memory', 'unsupported_model', 'internal'];
 
 /** @typedef {import('./rpc.js').CallIO} CallIO */
+
+/** As many as a user's machine can spare, where a token takes long enough to be shared.
+ * @param {import('./source.js').File[]} weights */
+function defaultThreads(weights) {
+  const bytes = weights.reduce((sum, file) => sum + (file.bytes ?? 0), 0);
+  if (bytes < WORTH_SHARING_BYTES) return 1;
+  return Math.min(4, Math.max(1, platform.processors() - 1));
+}
 
 export class Engine {
   constructor() {
@@ -20,6 +34,10 @@ export class Engine {
     this.wasm = undefined;
     /** @type {any} */
     this.session = undefined;
+    /** @type {Crew | undefined} */
+    this.crew = undefined;
+    /** @type {Helper | undefined} */
+    this.helper = undefined;
     /** What runs now; calls run one after the other. @type {Promise<any>} */
     this.last = Promise.resolve();
     /** Rejects when the wasm instance has died. */
@@ -58,6 +76,7 @@ export class Engine {
     this.dead ??= new BitNetError('internal', `the engine has stopped: ${cause?.message ?? cause}. `
       + 'This is a bug of bitnet-rust; load the model again to go on', { cause });
     this.session = undefined; // Nothing of a dead instance may be called, not even free().
+    this.crew?.close();
     this.die?.(this.dead);
   }
 
@@ -133,12 +152,12 @@ export class Engine {
   /** @param {import('./source.js').Files} files @param {any} options @param {Progress} progress
    * @param {AbortSignal} [signal] */
   async fill({ weights, texts }, options, progress, signal) {
-    const { device, adapter, threads, contextLength, kvCache, i2s, activations } = options;
-    const wanted = { device, adapter, threads, contextLength, kvCache, i2s, activations };
+    const { device, adapter, contextLength, kvCache, i2s, activations } = options;
+    const wanted = { device, adapter, contextLength, kvCache, i2s, activations };
     const loader = await this.wasm.Loader.open(wanted, {
       lengths: weights.map((file) => file.bytes),
       texts: texts && new Map(Object.entries(texts)),
-    });
+    }, () => this.startCrew(options.threads, weights));
     let owned = true;
     const readers = weights.map((file) => file.stream()[Symbol.asyncIterator]());
     /** Bytes read but not taken yet, a file. @type {(Uint8Array | undefined)[]} */
@@ -168,6 +187,35 @@ export class Engine {
       for (const reader of readers) await reader.return?.(undefined);
       if (owned && !this.dead) loader.free();
     }
+  }
+
+  /** The other threads of the CPU path. @param {number | undefined} wanted
+   * @param {import('./source.js').File[]} weights */
+  async startCrew(wanted, weights) {
+    if (wanted !== undefined && !(Number.isInteger(wanted) && wanted >= 1 && wanted <= MAX_THREADS)) {
+      throw invalid(`threads must be an integer from 1 to ${MAX_THREADS}`);
+    }
+    const threads = wanted ?? defaultThreads(weights);
+    this.crew = undefined;
+    if (threads > 1) {
+      // Where workers cannot start workers, one thread does, unless more were asked for.
+      this.crew = await Crew.start(threads - 1).catch((error) => {
+        if (wanted !== undefined) throw error;
+        return undefined;
+      });
+    }
+    return this.crew;
+  }
+
+  /** Becomes one of another engine's crew. @param {any} shared */
+  async join(shared) {
+    this.helper = new Helper();
+    await this.helper.join(shared);
+  }
+
+  /** As one of a crew. @param {{ request: Uint8Array }} args */
+  async answer({ request }) {
+    return this.helper?.answer(request);
   }
 
   /** @param {any} request @param {CallIO} io */

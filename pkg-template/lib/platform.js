@@ -13,6 +13,9 @@ export const platform = {
     return new Worker(new URL('../worker.js', import.meta.url), { type: 'module', name: 'bitnet' });
   },
 
+  /** Threads that the machine runs at once, as far as it tells. */
+  processors: () => navigator.hardwareConcurrency ?? 1,
+
   /** What wasm-bindgen's init takes; `undefined`: the URL that it knows itself.
    * @param {string} build @returns {Promise<any>} */
   async wasmSource(build) {

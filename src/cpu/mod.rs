@@ -11,6 +11,7 @@
 use crate::backend::{Backend, BackendError, Caps, Decode, Outputs, RunOptions, Step};
 use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
 use run::{Machine, Program};
+use shards::Crew;
 use threads::Threads;
 use weights::Weight;
 
@@ -41,6 +42,7 @@ pub mod rope;
 mod rows;
 mod run;
 mod sample;
+mod shards;
 mod simd;
 #[doc(hidden)]
 pub mod take_outputs;
@@ -54,6 +56,7 @@ mod wide;
 
 pub use kernels::Isa;
 pub use sample::sample;
+pub use shards::{Carrier, NOTHING, Shard};
 
 /// Stands for a token that is not known, in a history that was rewound past its end.
 const UNKNOWN_TOKEN: u32 = u32::MAX;
@@ -64,6 +67,8 @@ pub struct Cpu {
     isa: Isa,
     threads: Threads,
     weights: Vec<Weight>,
+    /// Instances that hold the rows of the matrices that `weights` do not.
+    crew: Option<Crew>,
     program: Option<Program>,
     /// Tokens by position, for the penalties.
     history: Vec<u32>,
@@ -102,7 +107,14 @@ impl Cpu {
             ..Caps::default()
         };
         let (weights, history) = (Vec::new(), Vec::new());
-        Ok(Cpu { caps, isa, threads, weights, program: None, history })
+        Ok(Cpu { caps, isa, threads, weights, crew: None, program: None, history })
+    }
+
+    /// Shares the matrices that will be allocated with the [`Shard`]s that `carrier` leads to.
+    pub fn share(&mut self, carrier: Box<dyn Carrier>) {
+        let crew = Crew::new(carrier);
+        self.caps.threads = crew.size() as u32;
+        (self.weights, self.program, self.crew) = (Vec::new(), None, Some(crew));
     }
 
     /// Times every operation of a step, median of `repeats` runs.
@@ -117,7 +129,9 @@ impl Cpu {
     ) -> Result<Vec<crate::backend::OpTime>, BackendError> {
         let mut times: Vec<Vec<f64>> = Vec::new();
         for _ in 0..repeats.max(1) {
-            let (program, machine) = self.begin(step)?;
+            let (program, machine, None) = self.begin(step)? else {
+                return invalid("a crew's operations are not timed");
+            };
             times.resize(program.plan.ops.len(), Vec::new());
             machine.threads.run(|| {
                 times.iter_mut().enumerate().try_for_each(|(i, times)| {
@@ -151,15 +165,18 @@ impl Cpu {
     }
 
     /// The program, once `step` has been checked and room made for it; and what runs it.
-    fn begin(&mut self, step: &Step<'_>) -> Result<(&mut Program, Machine<'_>), BackendError> {
+    fn begin(&mut self, step: &Step<'_>) -> Result<Begun<'_>, BackendError> {
         let Some(program) = &mut self.program else { return invalid("no plan was prepared") };
         program.begin(step)?;
         self.history.resize(step.pos as usize, UNKNOWN_TOKEN);
         self.history.extend_from_slice(step.tokens);
         let machine = Machine { isa: self.isa, threads: &self.threads, weights: &self.weights };
-        Ok((program, machine))
+        Ok((program, machine, self.crew.as_mut()))
     }
 }
+
+/// A step's program, what it needs, and who helps.
+type Begun<'a> = (&'a mut Program, Machine<'a>, Option<&'a mut Crew>);
 
 /// The processor's own name for itself where it has one.
 fn processor_name() -> String {
@@ -186,7 +203,11 @@ impl Backend for Cpu {
 
     async fn allocate(&mut self, weights: &[WeightSpec]) -> Result<(), BackendError> {
         (self.weights, self.program) = (Vec::new(), None);
-        self.weights = weights::allocate(weights)?;
+        let own = match &mut self.crew {
+            Some(crew) => crew.allocate(weights).await?,
+            None => weights.to_vec(),
+        };
+        self.weights = weights::allocate(&own)?;
         Ok(())
     }
 
@@ -197,24 +218,46 @@ impl Backend for Cpu {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), BackendError> {
-        match self.weights.get_mut(id.0 as usize) {
-            Some(weight) => weight.write(part, offset, bytes),
-            None => invalid(format!("no weight {} of {}", id.0, self.weights.len())),
-        }
+        let Some(weight) = self.weights.get_mut(id.0 as usize) else {
+            return invalid(format!("no weight {} of {}", id.0, self.weights.len()));
+        };
+        let own = match &mut self.crew {
+            Some(crew) => crew.write(id, part, offset, bytes)?,
+            None => bytes,
+        };
+        // The first rows are the caller's, so that their offsets are the same.
+        if own.is_empty() { Ok(()) } else { weight.write(part, offset, own) }
     }
 
     async fn prepare(&mut self, plan: &Plan, options: RunOptions) -> Result<(), BackendError> {
         self.program = None;
         self.history.clear();
-        self.program = Some(Program::new(plan, &self.weights, options)?);
+        let own: Vec<_> = self.weights.iter().map(|w| w.kind).collect();
+        let kinds = match &mut self.crew {
+            Some(crew) => {
+                crew.collect().await?;
+                crew.whole()
+            }
+            None => &own,
+        };
+        self.program = Some(Program::new(plan, kinds, options)?);
         Ok(())
     }
 
     async fn forward(&mut self, step: Step<'_>) -> Result<(), BackendError> {
-        let (program, machine) = self.begin(&step)?;
-        machine.threads.run(|| {
-            (0..program.plan.ops.len()).try_for_each(|i| program.run(machine, step.tokens, i))
-        })?;
+        let (program, machine, crew) = self.begin(&step)?;
+        let ops = 0..program.plan.ops.len();
+        match crew {
+            Some(crew) => {
+                for i in ops {
+                    crew.run(program, machine, step.tokens, i).await?;
+                }
+            }
+            None => machine.threads.run(|| {
+                let mut ops = ops;
+                ops.try_for_each(|i| program.run(machine, step.tokens, i))
+            })?,
+        }
         program.end();
         Ok(())
     }
@@ -270,9 +313,12 @@ impl Backend for Cpu {
         step: Step<'_>,
         sink: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), BackendError> {
-        let (program, machine) = self.begin(&step)?;
+        let (program, machine, mut crew) = self.begin(&step)?;
         for i in 0..program.plan.ops.len() {
-            machine.threads.run(|| program.run(machine, step.tokens, i))?;
+            match &mut crew {
+                Some(crew) => crew.run(program, machine, step.tokens, i).await?,
+                None => machine.threads.run(|| program.run(machine, step.tokens, i))?,
+            }
             if let Some(values) = program.output(i) {
                 sink(i, &values);
             }
@@ -283,6 +329,7 @@ impl Backend for Cpu {
 
     fn allocated_bytes(&self) -> u64 {
         let weights: u64 = self.weights.iter().map(Weight::bytes).sum();
-        weights + self.program.as_ref().map_or(0, Program::bytes)
+        let shards = self.crew.as_ref().map_or(0, Crew::bytes);
+        weights + shards + self.program.as_ref().map_or(0, Program::bytes)
     }
 }

@@ -6,6 +6,7 @@ use super::threads::Threads;
 use crate::plan::ActQuant;
 use half::f16;
 use std::collections::TryReserveError;
+use std::ops::Range;
 
 /// Quantised rows: the contents of a [`crate::plan::BufKind::Quant`] buffer.
 #[derive(Clone, Debug)]
@@ -62,6 +63,25 @@ impl QuantRows {
     /// int8 values (with their padding) and scales of row `r`.
     pub fn row(&self, r: usize) -> (&[i8], &[f32]) {
         (&self.q[r * self.stride..][..self.stride], &self.d[r * self.groups..][..self.groups])
+    }
+
+    /// Some of the rows as bytes: all `q`, all `d`.
+    pub(super) fn bytes_of(&self, rows: Range<usize>) -> [&[u8]; 2] {
+        let q = &self.q[rows.start * self.stride..rows.end * self.stride];
+        let d = &self.d[rows.start * self.groups..rows.end * self.groups];
+        [bytemuck::cast_slice(q), bytemuck::cast_slice(d)]
+    }
+
+    /// Takes `rows` rows as [`QuantRows::bytes_of`] gives them; `None` when the length is another.
+    pub(super) fn read(&mut self, rows: usize, bytes: &[u8]) -> Option<()> {
+        let (q, d) = bytes.split_at_checked(rows.checked_mul(self.stride)?)?;
+        if d.len() != rows.checked_mul(self.groups)?.checked_mul(4)? {
+            return None;
+        }
+        self.resize(rows).ok()?;
+        bytemuck::cast_slice_mut(&mut self.q[..q.len()]).copy_from_slice(q);
+        bytemuck::cast_slice_mut(&mut self.d[..rows * self.groups]).copy_from_slice(d);
+        Some(())
     }
 
     /// `q · d` of row `r`.

@@ -9,8 +9,9 @@ use super::threads::Threads;
 use super::weights::Weight;
 use super::{add, embed, kernels, kv_append, rope, take_outputs};
 use crate::backend::{BackendError, RunOptions, Step};
-use crate::plan::{BufId, BufKind, Op, Plan, Rows, Slice, WeightId};
+use crate::plan::{ActQuant, BufId, BufKind, Op, Plan, Rows, Slice, WeightId, WeightKind};
 use kernels::Isa;
+use std::ops::Range;
 
 /// What a step needs besides the program.
 #[derive(Clone, Copy)]
@@ -43,9 +44,13 @@ pub(super) struct Program {
 }
 
 impl Program {
-    pub fn new(plan: &Plan, weights: &[Weight], options: RunOptions) -> Result<Self, BackendError> {
-        let kinds: Vec<_> = weights.iter().map(|w| w.kind).collect();
-        check(plan, &kinds, options)?;
+    /// `weights`: what was allocated, here and elsewhere.
+    pub fn new(
+        plan: &Plan,
+        weights: &[WeightKind],
+        options: RunOptions,
+    ) -> Result<Self, BackendError> {
+        check(plan, weights, options)?;
         let buffers = plan.buffers.iter().map(|spec| match spec.kind {
             BufKind::F32 => Buffer::F32(Vec::new()),
             BufKind::Quant(rule) => Buffer::Quant(QuantRows::new(rule, spec.dim as usize)),
@@ -185,7 +190,8 @@ impl Program {
         })
     }
 
-    fn rows_of(&self, id: BufId) -> usize {
+    /// Rows of a buffer in the step that was begun.
+    pub fn rows_of(&self, id: BufId) -> usize {
         match self.plan.buffer(id).rows {
             Rows::Tokens => self.tokens,
             Rows::Outputs => self.outputs,
@@ -199,6 +205,26 @@ impl Program {
             Buffer::Quant(_) => &[],
         };
         RowsRef::new(data, self.plan.buffer(s.buf).dim as usize, s, self.rows_of(s.buf))
+    }
+
+    /// Some rows of the input of a product as bytes, with their rule if they are quantised.
+    pub fn activations(&self, x: BufId, rows: Range<usize>) -> (Option<ActQuant>, [&[u8]; 2]) {
+        match &self.buffers[x.0 as usize] {
+            Buffer::Quant(q) => (Some(q.rule), q.bytes_of(rows)),
+            Buffer::F32(v) => {
+                let dim = self.plan.buffer(x).dim as usize;
+                let v = &v[rows.start * dim..rows.end * dim];
+                (None, [bytemuck::cast_slice(v), &[]])
+            }
+        }
+    }
+
+    /// Writes `values` to row `r` of `out`, from its column `at` on.
+    pub fn place(&mut self, out: Slice, r: usize, at: usize, values: &[f32]) {
+        let stride = self.plan.buffer(out.buf).dim as usize;
+        if let Buffer::F32(v) = &mut self.buffers[out.buf.0 as usize] {
+            v[r * stride + out.at as usize + at..][..values.len()].copy_from_slice(values);
+        }
     }
 
     /// A slice that is read while `out` is written: a copy when both are in one buffer.
@@ -247,10 +273,13 @@ impl Program {
         let wrong_kind = || BackendError::InvalidCall { reason: format!("{}: weight", op.stem()) };
         match *op {
             Op::Embed { table, out } => {
-                let table = weight(table).matrix().ok_or_else(wrong_kind)?;
+                let table = weight(table);
+                let held = table.kind.shape().0;
+                let table = table.matrix().ok_or_else(wrong_kind)?;
                 self.write([], self.plan.whole(out), |_, [], out| {
                     m.threads.split(ids.len(), 1, 1, |rows| {
-                        for t in rows {
+                        // Other rows come from the shards that hold them.
+                        for t in rows.filter(|&t| ids[t] < held) {
                             // SAFETY: each row is one task's.
                             embed::embed(table, ids[t] as usize, unsafe { out.row(t) });
                         }

@@ -72,8 +72,18 @@ fn bits(key: u32, n: usize, value: impl Fn(f32) -> u16) -> Vec<u8> {
 }
 
 fn cpu(rule: ActQuant, block: Option<u32>, isa: Isa, kv_type: KvType, context: u32) -> Cpu {
+    load(Cpu::with_isa(Some(2), isa).unwrap(), rule, block, kv_type, context)
+}
+
+/// Puts the model on `cpu`.
+pub(super) fn load(
+    mut cpu: Cpu,
+    rule: ActQuant,
+    block: Option<u32>,
+    kv_type: KvType,
+    context: u32,
+) -> Cpu {
     let plan = plan(rule, block);
-    let mut cpu = Cpu::with_isa(Some(2), isa).unwrap();
     block_on(cpu.allocate(&plan.weights)).unwrap();
     for (id, spec) in (0..).map(WeightId).zip(&plan.weights) {
         for part in [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales] {
@@ -101,7 +111,7 @@ fn default_cpu() -> Cpu {
     cpu(ActQuant::PerToken, None, Isa::detect(), KvType::F32, 64)
 }
 
-fn forward(cpu: &mut Cpu, tokens: &[u32], pos: u32, outputs: Outputs) -> Vec<f32> {
+pub(super) fn forward(cpu: &mut Cpu, tokens: &[u32], pos: u32, outputs: Outputs) -> Vec<f32> {
     block_on(cpu.forward(Step { tokens, pos, outputs })).unwrap();
     block_on(cpu.logits()).unwrap()
 }
@@ -113,7 +123,7 @@ fn nmse(a: &[f32], b: &[f32]) -> f64 {
     error / b.iter().map(|&b| square(f64::from(b))).sum::<f64>()
 }
 
-const IDS: [u32; 8] = [3, 14, 15, 92, 65, 35, 89, 7];
+pub(super) const IDS: [u32; 8] = [3, 14, 15, 92, 65, 35, 89, 7];
 
 #[test]
 fn chunks_and_single_tokens_give_the_same_logits() {

@@ -1,0 +1,248 @@
+// Threads of the CPU path: workers with an engine of their own, each of which holds rows of every
+// matrix (src/cpu/shards.rs has the what and why; here the bytes are carried).
+//
+// Where memory can be shared (cross-origin isolated pages, Node) the workers sleep until a word
+// changes; elsewhere requests and answers are messages, and no special headers are needed.
+import { BitNetError } from './errors.js';
+import { platform } from './platform.js';
+import { remote } from './rpc.js';
+import { loadWasm } from './wasm.js';
+
+/** Bytes that a request or an answer may have. */
+const ROOM = 4 << 20;
+// Words of the shared control block.
+const LEFT = 0, LENGTH = 1, WORKERS = 2;
+/** A worker's words, from WORKERS on. */
+const EPOCH = 0, ANSWER = 1, WORDS = 2;
+/** The caller sleeps so long before it looks whether a worker has died. */
+const NAP_MS = 100;
+/** A worker that has been asked for so long, while this thread was awake, will not answer. */
+const PATIENCE_MS = 120_000;
+/** The same for what was posted without waiting: weights, which a worker only copies. */
+const POST_MS = 10_000;
+
+/** @returns {boolean} */
+function canShare() {
+  try {
+    // Missing on pages that are not isolated; sleeping is forbidden on a page's own thread.
+    return Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 0) === 'timed-out';
+  } catch {
+    return false;
+  }
+}
+
+/** @param {string} reason */
+const lost = (reason) => new BitNetError('device_lost', reason);
+
+/** What the engine needs of its workers. It calls `post`, then `collect`, then `answer` for each. */
+export class Crew {
+  room = ROOM;
+  /** @type {any} */
+  dead;
+  /** @type {any[]} */
+  workers = [];
+  /** @type {import('./rpc.js').Endpoint[]} */
+  endpoints = [];
+  /** Answers that are no message any more, or failures that nobody has heard of. @type {(Uint8Array | undefined)[]} */
+  answers = [];
+  /** Calls that wait for their answers. @type {Promise<void>[]} */
+  calls = [];
+  /** @type {boolean[]} */
+  asked = [];
+  closed = false;
+  /** @type {((error: unknown) => void) | undefined} */
+  mourn;
+  /** Rejects when a worker has died. @type {Promise<never>} */
+  death = new Promise((_, reject) => { this.mourn = reject; });
+
+  /** @param {number} count */
+  constructor(count) {
+    this.count = count;
+    this.death.catch(() => {});
+    this.shared = canShare();
+    if (this.shared) {
+      this.control = new Int32Array(new SharedArrayBuffer((WORKERS + count * WORDS) * 4));
+      this.request = new Uint8Array(new SharedArrayBuffer(ROOM));
+      this.shares = Array.from({ length: count }, () => new Uint8Array(new SharedArrayBuffer(ROOM)));
+    }
+  }
+
+  /** Starts `count` workers. @param {number} count @returns {Promise<Crew>} */
+  static async start(count) {
+    const crew = new Crew(count);
+    try {
+      for (let i = 0; i < count; i++) {
+        const worker = platform.createWorker();
+        crew.workers.push(worker);
+        crew.endpoints.push(remote(worker));
+        for (const type of ['error', 'exit']) {
+          worker.addEventListener(type, (/** @type {any} */ event) => {
+            crew.die(lost(event.message || 'it has ended'));
+          });
+        }
+      }
+      await Promise.all(crew.endpoints.map((endpoint, index) => endpoint.call('join', crew.shared
+        ? { control: crew.control, index, request: crew.request, answer: crew.shares?.[index] } : {})));
+      return crew;
+    } catch (error) {
+      crew.close();
+      throw error;
+    }
+  }
+
+  /** @param {unknown} error */
+  die(error) {
+    this.dead ??= error;
+    this.mourn?.(this.dead);
+  }
+
+  check() {
+    if (this.closed) throw lost('the workers were dismissed');
+    if (this.dead) throw this.dead;
+  }
+
+  /** Sends a request to worker `to`, or to all if it is negative.
+   * @param {number} to @param {Uint8Array} request a view that is only good during this call */
+  post(to, request) {
+    this.check();
+    const asked = to < 0 ? [...this.endpoints.keys()] : [to];
+    if (this.shared) return this.postShared(asked, request);
+    for (const i of asked) {
+      const copy = request.slice();
+      const call = this.endpoints[i].call('answer', { request: copy }, { transfer: [copy.buffer] }).then((answer) => {
+        if (!this.answers[i]?.[0]) this.answers[i] = answer;
+      });
+      call.catch((error) => this.die(error));
+      this.calls.push(call);
+    }
+  }
+
+  /** @param {number[]} asked @param {Uint8Array} request */
+  postShared(asked, request) {
+    const control = /** @type {Int32Array} */ (this.control);
+    // The request before, of which nobody waited for the answer.
+    for (let slept = 0; !this.sleep(); slept += NAP_MS) {
+      if (slept > POST_MS) throw lost('it does not answer');
+    }
+    this.keepFailures(asked);
+    /** @type {Uint8Array} */ (this.request).set(request);
+    control[LENGTH] = request.length;
+    Atomics.store(control, LEFT, asked.length);
+    for (const i of asked) {
+      this.asked[i] = true;
+      const at = WORKERS + i * WORDS + EPOCH;
+      Atomics.add(control, at, 1);
+      Atomics.notify(control, at);
+    }
+  }
+
+  /** Sleeps until all have answered, but not long. @returns {boolean} whether they have */
+  sleep() {
+    const control = /** @type {Int32Array} */ (this.control);
+    for (;;) {
+      const left = Atomics.load(control, LEFT);
+      if (left === 0) return true;
+      if (Atomics.wait(control, LEFT, left, NAP_MS) === 'timed-out') return false;
+    }
+  }
+
+  /** Nothing if all have answered by the time it returns. @returns {Promise<void> | undefined} */
+  collect() {
+    this.check();
+    if (!this.shared) return this.collectMessages();
+    return this.sleep() ? undefined : this.collectSlowly();
+  }
+
+  /** With turns of the event loop, which bring news of a worker's death. */
+  async collectSlowly() {
+    for (let slept = 0; ; slept += NAP_MS) {
+      await new Promise((done) => { setTimeout(done); });
+      this.check();
+      if (this.sleep()) return;
+      if (slept > PATIENCE_MS) this.die(lost('it does not answer'));
+    }
+  }
+
+  async collectMessages() {
+    const { calls } = this;
+    this.calls = [];
+    const timer = setTimeout(() => this.die(lost('it does not answer')), PATIENCE_MS);
+    try {
+      await Promise.race([Promise.all(calls), this.death]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** The last answer of worker `i`, or its first failure. @param {number} i @returns {Uint8Array | undefined} */
+  answer(i) {
+    if (this.shared && this.asked[i] && !this.answers[i]) {
+      this.asked[i] = false;
+      const { control, shares } = /** @type {any} */ (this);
+      return shares[i].subarray(0, control[WORKERS + i * WORDS + ANSWER]);
+    }
+    const answer = this.answers[i];
+    this.answers[i] = undefined;
+    this.asked[i] = false;
+    return answer;
+  }
+
+  /** Before answers of these workers are overwritten that nobody has read. @param {number[]} workers */
+  keepFailures(workers) {
+    const { control, shares } = /** @type {any} */ (this);
+    for (const i of workers) {
+      if (!this.asked[i]) continue;
+      const answer = shares[i].subarray(0, control[WORKERS + i * WORDS + ANSWER]);
+      if (answer[0]) this.answers[i] ??= answer.slice();
+    }
+  }
+
+  close() {
+    this.closed = true;
+    for (const endpoint of this.endpoints) endpoint.close();
+  }
+}
+
+/** The other side, in the worker. */
+export class Helper {
+  /** @type {any} */
+  wasm;
+  /** @type {any} */
+  shard;
+  /** @type {Uint8Array | undefined} */
+  failure;
+
+  /** @param {any} shared what is shared, if anything is */
+  async join(shared) {
+    this.wasm = await loadWasm();
+    this.shard = new this.wasm.Shard();
+    // Not before the reply to this call has gone out: there is no event loop any more then.
+    if (shared.control) setTimeout(() => this.work(shared));
+  }
+
+  /** @param {Uint8Array} request @returns {Uint8Array} */
+  answer(request) {
+    if (this.failure) return this.failure.slice();
+    try {
+      return this.shard.answer(request);
+    } catch (error) {
+      // A trap: this instance is of no use any more, but can still say so.
+      const why = `its engine has stopped: ${/** @type {any} */ (error)?.message ?? error}`;
+      this.failure = Uint8Array.from([1, 0, 0, 0, ...new TextEncoder().encode(why)]);
+      return this.failure.slice();
+    }
+  }
+
+  /** @param {{ control: Int32Array, index: number, request: Uint8Array, answer: Uint8Array }} shared */
+  work({ control, index, request, answer: room }) {
+    const mine = WORKERS + index * WORDS;
+    for (let epoch = 0; ;) {
+      Atomics.wait(control, mine + EPOCH, epoch);
+      epoch = Atomics.load(control, mine + EPOCH);
+      const answer = this.answer(request.subarray(0, control[LENGTH]));
+      room.set(answer);
+      control[mine + ANSWER] = answer.length;
+      if (Atomics.sub(control, LEFT, 1) === 1) Atomics.notify(control, LEFT);
+    }
+  }
+}
