@@ -13,7 +13,7 @@ use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Completer, Editor, Helper, Highlighter, Hinter};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
@@ -299,9 +299,9 @@ impl Chat {
     fn write(&self, path: &Path) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(&self.messages())
             .map_err(|e| Failure::because("cannot write the conversation", &e))?;
-        let mut file = output::NewFile::create(path)?;
-        file.write(text.as_bytes())?;
-        file.finish()
+        let mut file = output::new_file(path)?;
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.finish());
+        written.map_err(|e| output::cannot_write(path, &e))
     }
 
     fn read(&mut self, path: &Path) -> Result<(), Failure> {

@@ -5,6 +5,7 @@ use super::failure::Failure;
 use super::model::{Source, load};
 use super::{interrupt, output};
 use clap::Args;
+use std::io::Write;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -26,20 +27,21 @@ pub struct LogitsArgs {
 
 pub fn logits(args: LogitsArgs) -> Result<(), Failure> {
     interrupt::listen();
-    let mut file = output::NewFile::create(&args.out)?;
+    let mut file = output::new_file(&args.out)?;
     let mut session = load(&args.model, &args.source, &args.machine)?;
     let mut written = Ok(());
     pollster::block_on(session.each_logits(&args.ids.0, |rows| {
         let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
         if written.is_ok() {
-            written = file.write(&bytes);
+            written = file.write_all(&bytes);
         }
     }))?;
-    written?;
+    let cannot_write = |e| output::cannot_write(&args.out, &e);
+    written.map_err(cannot_write)?;
     if interrupt::interrupted() {
         return Err(Failure::Interrupted);
     }
-    file.finish()?;
+    file.finish().map_err(cannot_write)?;
     if !args.source.quiet {
         output::note(format_args!(
             "[{} rows of {} logits in {}]",

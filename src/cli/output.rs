@@ -1,10 +1,10 @@
 //! Writing: stdout that may be closed, files that are there whole or not at all, progress bars.
 
 use super::failure::Failure;
+use bitnet_rust::session::files::NewFile;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::fs::File;
-use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 /// Writes to stdout at once.
@@ -51,60 +51,16 @@ pub fn harmless(text: &str) -> std::borrow::Cow<'_, str> {
     }
 }
 
-/// A file that appears under its name only when it is complete.
-pub struct NewFile {
-    target: PathBuf,
-    temporary: PathBuf,
-    file: Option<BufWriter<File>>,
+/// Starts a file that appears under its name only when it is complete.
+pub fn new_file(target: &Path) -> Result<NewFile, Failure> {
+    NewFile::create(target).map_err(|e| match e.kind() {
+        ErrorKind::IsADirectory => Failure::Usage(format!("{} is a folder", target.display())),
+        _ => cannot_write(target, &e),
+    })
 }
 
-impl NewFile {
-    /// Starts writing beside `target`.
-    pub fn create(target: &Path) -> Result<Self, Failure> {
-        let Some(name) = target.file_name() else {
-            return Err(Failure::Usage(format!("{} is not a file name", target.display())));
-        };
-        if target.is_dir() {
-            return Err(Failure::Usage(format!("{} is a folder", target.display())));
-        }
-        let mut temporary = name.to_os_string();
-        temporary.push(format!(".{}.tmp", std::process::id()));
-        let temporary = target.with_file_name(temporary);
-        let file = File::create(&temporary).map_err(|e| cannot_write(target, &e))?;
-        Ok(NewFile { target: target.to_path_buf(), temporary, file: Some(BufWriter::new(file)) })
-    }
-
-    /// Appends.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        match &mut self.file {
-            Some(file) => file.write_all(bytes).map_err(|e| cannot_write(&self.target, &e)),
-            None => Ok(()),
-        }
-    }
-
-    /// Puts the file in place.
-    pub fn finish(mut self) -> Result<(), Failure> {
-        let Some(mut file) = self.file.take() else { return Ok(()) };
-        let result = file.flush().and_then(|()| {
-            drop(file);
-            std::fs::rename(&self.temporary, &self.target)
-        });
-        result.map_err(|e| {
-            let _ = std::fs::remove_file(&self.temporary);
-            cannot_write(&self.target, &e)
-        })
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            let _ = std::fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-fn cannot_write(path: &Path, e: &io::Error) -> Failure {
+/// A file that cannot be written.
+pub fn cannot_write(path: &Path, e: &io::Error) -> Failure {
     Failure::because(format!("cannot write {}", path.display()), e)
 }
 

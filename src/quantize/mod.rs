@@ -20,13 +20,13 @@
 
 mod convert;
 mod input;
-mod output;
 mod vocabulary;
 
 use std::path::Path;
 
 use crate::error::Error;
 use crate::format::DType;
+use crate::session::files::NewFile;
 use crate::ternary::i2_s;
 
 /// Type of the ternary linears in the output.
@@ -227,9 +227,20 @@ pub fn quantize(
     on_progress: OnProgress<'_>,
 ) -> Result<Report, QuantizeError> {
     let mut input = input::Input::open(input, output, options)?;
-    let mut file = output::Atomic::create(output)?;
+    let cannot_write = |source| QuantizeError::Write { path: output.display().to_string(), source };
+    let mut file = NewFile::create(output).map_err(cannot_write)?;
     let report = convert::write(&mut input, options, &mut file, on_progress);
     // The disk may also be full at the very end.
-    let report = report.and_then(|report| file.finish().map(|()| report));
-    report.map_err(|e| e.at(output))
+    let report = report.and_then(|report| Ok(file.finish().map(|()| report)?));
+    report.map_err(|e| match e {
+        QuantizeError::Write { source, .. } => cannot_write(source),
+        other => other,
+    })
+}
+
+/// The path is filled in by [`quantize`]: only it knows.
+impl From<std::io::Error> for QuantizeError {
+    fn from(source: std::io::Error) -> Self {
+        QuantizeError::Write { path: String::new(), source }
+    }
 }

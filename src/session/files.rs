@@ -1,16 +1,19 @@
-//! Loading from files and folders, on systems that have them.
+//! Files and folders, on systems that have them: loading models, and writing [`NewFile`]s.
 
 use super::{Device, DeviceOptions, HfFiles, LoadOptions, Loader, Phase, Progress, Session};
 use crate::error::Error;
 use crate::format::{Container, safetensors, sniff};
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, BufWriter, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// Bytes read at a time: large enough for the disk, small enough for a lively progress bar.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Largest JSON file that is read whole: no tokenizer comes near, and a device file never ends.
 const MAX_JSON_BYTES: u64 = 256 << 20;
+
+/// Bytes gathered before they go to the disk.
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// Told how a load goes on; returns whether to go on.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Progress) -> bool;
@@ -200,5 +203,58 @@ fn at_path(path: &Path, error: Error) -> Error {
     match error {
         Error::Io { path: p, source } if p.is_empty() => io(path, source),
         other => other,
+    }
+}
+
+/// A file that appears under its name only when it is complete: until then its bytes are in a
+/// hidden one beside it, which goes away unless [`NewFile::finish`] succeeds.
+#[derive(Debug)]
+pub struct NewFile {
+    file: BufWriter<File>,
+    temporary: PathBuf,
+    target: PathBuf,
+}
+
+impl NewFile {
+    /// Starts writing, in the target's folder, so that giving it its name is one step.
+    ///
+    /// # Errors
+    /// The target is a folder, or its folder cannot be written to.
+    pub fn create(target: &Path) -> std::io::Result<Self> {
+        let Some(name) = target.file_name().filter(|_| !target.is_dir()) else {
+            return Err(ErrorKind::IsADirectory.into());
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.partial", std::process::id()));
+        let temporary = target.with_file_name(hidden);
+        let file = BufWriter::with_capacity(BUFFER_BYTES, File::create(&temporary)?);
+        Ok(NewFile { file, temporary, target: target.to_path_buf() })
+    }
+
+    /// Puts everything on the disk and gives the file its name, in place of what had it.
+    ///
+    /// # Errors
+    /// The disk is full, or the name cannot be given.
+    pub fn finish(mut self) -> std::io::Result<()> {
+        io::Write::flush(&mut self.file)?;
+        self.file.get_ref().sync_all()?;
+        std::fs::rename(&self.temporary, &self.target)
+    }
+}
+
+impl io::Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        io::Write::write(&mut self.file, bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        io::Write::flush(&mut self.file)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // After `finish` there is no such file any more.
+        let _ = std::fs::remove_file(&self.temporary);
     }
 }
