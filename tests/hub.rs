@@ -107,17 +107,18 @@ fn answer(mut stream: TcpStream, repo: &Mutex<Repo>, base: &str) -> std::io::Res
     if repo.corrupt {
         bytes[100] ^= 1;
     }
-    let from = header("range")
-        .filter(|_| !repo.ignore_ranges)
-        .and_then(|r| r.trim_start_matches("bytes=").trim_end_matches('-').parse::<usize>().ok());
-    let (status, headers) = match from {
-        Some(from) => (
+    let range = header("range").filter(|_| !repo.ignore_ranges).map(|r| {
+        let (from, last) = r.trim_start_matches("bytes=").split_once('-').unwrap();
+        (from.parse::<usize>().unwrap(), last.trim().parse().unwrap_or(bytes.len() - 1))
+    });
+    let (status, headers, body) = match range {
+        Some((from, last)) => (
             "206 Partial Content",
-            format!("Content-Range: bytes {from}-{}/{}\r\n", bytes.len() - 1, bytes.len()),
+            format!("Content-Range: bytes {from}-{last}/{}\r\n", bytes.len()),
+            &bytes[from..=last],
         ),
-        None => ("200 OK", String::new()),
+        None => ("200 OK", String::new(), &bytes[..]),
     };
-    let body = &bytes[from.unwrap_or(0)..];
     if repo.cuts.is_empty() {
         return reply(&mut stream, status, &headers, body);
     }
@@ -172,6 +173,19 @@ fn bitnet(server: &str, cache: &Path, args: &[&str], token: Option<&str>) -> Out
 }
 
 const INSPECT: [&str; 3] = ["inspect", "--json", "hf:owner/repo"];
+/// A command that needs all of a model.
+const RUN: [&str; 10] = [
+    "generate",
+    "hf:owner/repo",
+    "--ids",
+    "1",
+    "--max-tokens",
+    "1",
+    "--backend",
+    "cpu",
+    "--json",
+    "--quiet",
+];
 
 #[track_caller]
 fn ok(output: &Output) -> serde_json::Value {
@@ -199,8 +213,7 @@ fn blobs(cache: &Path) -> Vec<String> {
 fn downloads_once_into_the_usual_cache() {
     let server = Server::start(with_file("sub/m.gguf"));
     let cache = cache("once");
-    let facts = ok(&bitnet(&server.url, &cache, &INSPECT, None));
-    assert_eq!(facts["architecture"], "qwen3");
+    ok(&bitnet(&server.url, &cache, &RUN, None));
     let repo = cache.join("hub/models--owner--repo");
     assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), COMMIT);
     let file = repo.join("snapshots").join(COMMIT).join("sub/m.gguf");
@@ -208,7 +221,8 @@ fn downloads_once_into_the_usual_cache() {
     assert_eq!(blobs(&cache), [hash(&model())]);
     // Again: only the listing is asked for.
     let before = server.seen().len();
-    ok(&bitnet(&server.url, &cache, &INSPECT, None));
+    let facts = ok(&bitnet(&server.url, &cache, &INSPECT, None));
+    assert_eq!(facts["architecture"], "qwen3");
     assert_eq!(server.seen().len(), before + 1);
     // Without a server, and without asking for one.
     let gone = "http://127.0.0.1:9";
@@ -224,7 +238,7 @@ fn downloads_once_into_the_usual_cache() {
 fn a_cut_connection_is_resumed() {
     let server = Server::start(Repo { cuts: vec![200_000, 0, 100_000], ..with_file("m.gguf") });
     let cache = cache("cut");
-    ok(&bitnet(&server.url, &cache, &INSPECT, None));
+    ok(&bitnet(&server.url, &cache, &RUN, None));
     let ranges: Vec<String> = server
         .seen()
         .iter()
@@ -246,28 +260,28 @@ fn what_another_run_left_is_used() {
     std::fs::create_dir_all(&folder).unwrap();
     let partial = folder.join(format!("{}.incomplete", hash(&model())));
     std::fs::write(&partial, &model()[..400_000]).unwrap();
-    ok(&bitnet(&server.url, &cache, &INSPECT, None));
+    ok(&bitnet(&server.url, &cache, &RUN, None));
     assert!(server.seen().iter().any(|h| h.contains("bytes=400000-")));
     // What is left of something else is found out by its hash, and the next run starts anew.
     let _ = std::fs::remove_dir_all(&cache);
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(&partial, vec![7; 400_000]).unwrap();
-    fails(&bitnet(&server.url, &cache, &INSPECT, None), &["m.gguf", "SHA-256"]);
-    ok(&bitnet(&server.url, &cache, &INSPECT, None));
+    fails(&bitnet(&server.url, &cache, &RUN, None), &["m.gguf", "SHA-256"]);
+    ok(&bitnet(&server.url, &cache, &RUN, None));
 }
 
 #[test]
 fn servers_without_ranges() {
     let repo = Repo { cuts: vec![150_000], ignore_ranges: true, ..with_file("m.gguf") };
     let cache = cache("ranges");
-    ok(&bitnet(&Server::start(repo).url, &cache, &INSPECT, None));
+    ok(&bitnet(&Server::start(repo).url, &cache, &RUN, None));
 }
 
 #[test]
 fn a_connection_that_brings_nothing_is_given_up() {
     let server = Server::start(Repo { cuts: vec![0; 100], ..with_file("m.gguf") });
     let cache = cache("nothing");
-    fails(&bitnet(&server.url, &cache, &INSPECT, None), &["m.gguf"]);
+    fails(&bitnet(&server.url, &cache, &RUN, None), &["m.gguf"]);
     assert!(server.seen().len() < 20);
 }
 
@@ -275,10 +289,55 @@ fn a_connection_that_brings_nothing_is_given_up() {
 fn damaged_downloads_are_not_kept() {
     let server = Server::start(Repo { corrupt: true, ..with_file("m.gguf") });
     let cache = cache("damaged");
-    fails(&bitnet(&server.url, &cache, &INSPECT, None), &["m.gguf", "SHA-256", "try again"]);
+    fails(&bitnet(&server.url, &cache, &RUN, None), &["m.gguf", "SHA-256", "try again"]);
     assert!(!cache.join("hub/models--owner--repo/snapshots").exists());
     server.repo.lock().unwrap().corrupt = false;
-    ok(&bitnet(&server.url, &cache, &INSPECT, None));
+    ok(&bitnet(&server.url, &cache, &RUN, None));
+}
+
+/// First and last byte of every range that was asked for.
+fn ranges(server: &Server) -> Vec<(usize, usize)> {
+    let seen = server.seen();
+    let gets = seen.iter().filter(|head| head.starts_with("GET /cdn/"));
+    gets.map(|head| {
+        let range = head.lines().find(|l| l.to_lowercase().starts_with("range")).unwrap();
+        let (first, last) = range.split_once('=').unwrap().1.split_once('-').unwrap();
+        (first.parse().unwrap(), last.parse().unwrap())
+    })
+    .collect()
+}
+
+#[test]
+fn of_a_model_that_is_only_looked_at_the_weights_stay_where_they_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tales.gguf");
+    let model = std::fs::read(path).unwrap();
+    let repo = || Repo { files: vec![("m.gguf".to_string(), model.clone())], ..Repo::default() };
+    // As it should be; with a connection that breaks; and without ranges.
+    let broken = Repo { cuts: vec![10_000], ..repo() };
+    let simple = Repo { ignore_ranges: true, ..repo() };
+    for (name, repo) in [("peek", repo()), ("peek-cut", broken), ("peek-simple", simple)] {
+        let (server, cache) = (Server::start(repo), cache(name));
+        let facts = ok(&bitnet(&server.url, &cache, &INSPECT, None));
+        assert_eq!(facts["file_bytes"], model.len());
+        assert_eq!(facts["tokenizer"]["tokens"], 4096);
+        assert!(blobs(&cache).is_empty());
+        let ranges = ranges(&server);
+        assert!(ranges.iter().all(|r| r.1 < 1_000_000), "{ranges:?}");
+        if name == "peek-cut" {
+            assert_eq!((ranges[0].0, ranges[1].0), (0, 10_000));
+        }
+    }
+    let (server, cache) = (Server::start(repo()), cache("peek-tokenize"));
+    let text = ["tokenize", "hf:owner/repo", "once", "--json"];
+    assert!(ok(&bitnet(&server.url, &cache, &text, None))["ids"][0].is_number());
+    assert!(blobs(&cache).is_empty());
+    // A server that sends nothing is given up.
+    let server = Server::start(Repo { cuts: vec![0; 100], ..repo() });
+    fails(
+        &bitnet(&server.url, &cache, &INSPECT, None),
+        &["hf:owner/repo", "the connection was cut"],
+    );
+    assert!(server.seen().len() < 20);
 }
 
 #[test]
@@ -314,6 +373,8 @@ fn folders_of_safetensors() {
     let facts = ok(&bitnet(&server.url, &cache, &INSPECT, None));
     assert_eq!((&facts["format"], &facts["vocab_size"]), (&"safetensors".into(), &640.into()));
     assert_eq!(facts["tokenizer"]["tokens"], 640);
+    assert_eq!(blobs(&cache).len(), 4);
+    ok(&bitnet(&server.url, &cache, &RUN, None));
     assert_eq!(blobs(&cache).len(), 5);
 }
 
@@ -341,7 +402,7 @@ fn the_token_goes_to_the_hub() {
     fails(&bitnet(&server.url, &cache, &INSPECT, Some("wrong")), &["may not read it"]);
     ok(&bitnet(&server.url, &cache, &INSPECT, Some("secret")));
     // Or from the file that other programs write.
-    let _ = std::fs::remove_dir_all(cache.join("hub"));
+    std::fs::create_dir_all(&cache).unwrap();
     std::fs::write(cache.join("token"), "secret\n").unwrap();
     ok(&bitnet(&server.url, &cache, &INSPECT, None));
 }

@@ -1,7 +1,10 @@
 //! The header of a model: what can be known without reading its weights.
 
+use super::args::SourceArgs;
 use super::default_model;
 use super::failure::{Failure, chain};
+use super::hub::{Hub, Peek};
+use super::model::Source;
 use bitnet_rust::error::Error;
 use bitnet_rust::format::{Container, Event, FormatError, Metadata, TensorInfo};
 use bitnet_rust::format::{gguf, safetensors, sniff};
@@ -24,6 +27,28 @@ pub enum Header {
 }
 
 impl Header {
+    /// Reads the header of a MODEL; of one on the Hub no more than that is downloaded.
+    pub fn open(source: &Source, args: &SourceArgs) -> Result<Self, Failure> {
+        let reference = match source {
+            Source::Default => return Header::read(None),
+            Source::Path(path) => return Header::read(Some(path)),
+            Source::Hub(reference) => reference,
+        };
+        match Hub::from_env(args.offline)?.peek(reference, args.quiet)? {
+            Peek::Local(path) => Header::read(Some(&path)),
+            Peek::Gguf(file) => {
+                let bytes = file.size_bytes();
+                Header::gguf(file, bytes).map_err(|e| in_file(format_args!("hf:{reference}"), &e))
+            }
+            Peek::Folder { hub, reference, commit, snapshot } => {
+                Header::folder(&snapshot, |shard| {
+                    let file = hub.remote_file(&reference, &commit, shard)?;
+                    Ok((file.size_bytes(), Box::new(file)))
+                })
+            }
+        }
+    }
+
     /// Reads the header of a file or folder, or of the model inside the program.
     pub fn read(path: Option<&Path>) -> Result<Self, Failure> {
         let Some(path) = path else {
@@ -33,7 +58,7 @@ impl Header {
         let cannot = |e: std::io::Error| cannot_read(path, &e);
         let meta = check_path(path)?;
         if meta.is_dir() {
-            return Header::folder(path);
+            return Header::folder(path, |shard| open_file(&path.join(shard)));
         }
         let mut file = File::open(path).map_err(cannot)?;
         let mut start = Vec::new();
@@ -43,7 +68,8 @@ impl Header {
                 .map_err(|e| in_file(path.display(), &e)),
             Container::Safetensors => {
                 let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-                Header::folder(folder.unwrap_or(Path::new(".")))
+                let folder = folder.unwrap_or(Path::new("."));
+                Header::folder(folder, |shard| open_file(&folder.join(shard)))
             }
         }
     }
@@ -60,7 +86,11 @@ impl Header {
         })
     }
 
-    fn folder(folder: &Path) -> Result<Self, Failure> {
+    /// `open` gives the length of a file with weights, and its bytes.
+    fn folder(
+        folder: &Path,
+        mut open: impl FnMut(&str) -> Result<(u64, Box<dyn Read>), Failure>,
+    ) -> Result<Self, Failure> {
         check_path(folder)?;
         let config = read_text(&folder.join("config.json"))?.unwrap_or_default();
         let index_path = folder.join("model.safetensors.index.json");
@@ -73,9 +103,8 @@ impl Header {
         };
         let (mut tensors, mut file_bytes) = (Vec::new(), 0);
         for shard in shards {
-            let path = folder.join(shard);
-            let file = File::open(&path).map_err(|e| cannot_read(&path, &e))?;
-            let bytes = file.metadata().map_err(|e| cannot_read(&path, &e))?.len();
+            let path = folder.join(&shard);
+            let (bytes, file) = open(&shard)?;
             let mut parser = safetensors::Parser::new(Some(bytes));
             let complete =
                 read_header(file, |input| parser.next(input).map(|e| e == Event::Header))
@@ -148,6 +177,12 @@ impl Header {
             t
         }))
     }
+}
+
+fn open_file(path: &Path) -> Result<(u64, Box<dyn Read>), Failure> {
+    let file = File::open(path).map_err(|e| cannot_read(path, &e))?;
+    let bytes = file.metadata().map_err(|e| cannot_read(path, &e))?.len();
+    Ok((bytes, Box::new(file)))
 }
 
 /// Whether there is something that could be a model.

@@ -28,6 +28,9 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 const ATTEMPTS: u32 = 5;
 /// Largest listing of a repository: no honest one comes near.
 const MAX_LISTING_BYTES: u64 = 16 << 20;
+/// Length of the first range of a file of which only the start is wanted, and of the longest.
+const FIRST_RANGE_BYTES: u64 = 64 << 10;
+const MAX_RANGE_BYTES: u64 = 4 << 20;
 /// Redirections of `/resolve/` to a renamed repository.
 const MAX_RENAMES: usize = 5;
 
@@ -63,6 +66,16 @@ impl FromStr for Reference {
             revision: revision.to_string(),
             file: file.map(str::to_string),
         })
+    }
+}
+
+impl std::fmt::Display for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.repo)?;
+        if self.revision != "main" {
+            write!(f, "@{}", self.revision)?;
+        }
+        self.file.iter().try_for_each(|file| write!(f, "/{file}"))
     }
 }
 
@@ -117,6 +130,7 @@ fn choose(reference: &Reference, files: &[String]) -> Result<Wanted, String> {
 }
 
 /// The Hub, and the cache of what came from it.
+#[derive(Clone)]
 pub struct Hub {
     endpoint: String,
     token: Option<String>,
@@ -166,11 +180,80 @@ impl Hub {
 
     /// The path of a model's file or folder, downloaded if it is not in the cache.
     pub fn fetch(&self, reference: &Reference, quiet: bool) -> Result<PathBuf, Failure> {
+        let (commit, wanted) = match self.choose_online(reference, quiet)? {
+            Choice::Cached(path) => return Ok(path),
+            Choice::Online { commit, wanted } => (commit, wanted),
+        };
+        let snapshot = self.snapshot(reference, &commit);
+        let (names, result) = match wanted {
+            Wanted::File(name) => (vec![name.clone()], snapshot.join(name)),
+            Wanted::Folder(names) => (names, snapshot.clone()),
+        };
+        for name in &names {
+            self.download(reference, &commit, name, &snapshot.join(name), quiet)?;
+        }
+        let head = self.repo_folder(reference).join("refs").join(&reference.revision);
+        write_small(&head, commit.as_bytes())?;
+        Ok(result)
+    }
+
+    /// What [`Hub::fetch`] would give, but weights that are not in the cache stay where they are:
+    /// of those only as much is read as somebody wants to see.
+    pub fn peek(&self, reference: &Reference, quiet: bool) -> Result<Peek, Failure> {
+        let (commit, wanted) = match self.choose_online(reference, quiet)? {
+            Choice::Cached(path) => return Ok(Peek::Local(path)),
+            Choice::Online { commit, wanted } => (commit, wanted),
+        };
+        let snapshot = self.snapshot(reference, &commit);
+        let names = match wanted {
+            Wanted::File(name) if snapshot.join(&name).exists() => {
+                return Ok(Peek::Local(snapshot.join(name)));
+            }
+            Wanted::File(name) => {
+                return self.remote_file(reference, &commit, &name).map(Peek::Gguf);
+            }
+            Wanted::Folder(names) => names,
+        };
+        let (weights, small): (Vec<_>, Vec<_>) =
+            names.into_iter().partition(|name| name.ends_with(".safetensors"));
+        for name in &small {
+            self.download(reference, &commit, name, &snapshot.join(name), quiet)?;
+        }
+        if weights.iter().all(|name| snapshot.join(name).exists()) {
+            return Ok(Peek::Local(snapshot));
+        }
+        Ok(Peek::Folder { hub: self.clone(), reference: reference.clone(), commit, snapshot })
+    }
+
+    /// A file of a commit, to be read from its start.
+    pub fn remote_file(
+        &self,
+        reference: &Reference,
+        commit: &str,
+        name: &str,
+    ) -> Result<RemoteFile, Failure> {
+        let url = self.file_url(reference, commit, name);
+        let failed = |e: &str| Failure::Failed(format!("{name}: {e}"));
+        let size_bytes = self.look_up(&url).map_err(|e| failed(&e))?.size;
+        let size_bytes =
+            size_bytes.ok_or_else(|| failed("the server does not say how long it is"))?;
+        Ok(RemoteFile {
+            hub: self.clone(),
+            url,
+            size_bytes,
+            at: 0,
+            range_bytes: FIRST_RANGE_BYTES,
+            body: None,
+        })
+    }
+
+    /// Which files of which commit; or what the cache has, where the network may not or cannot be
+    /// used.
+    fn choose_online(&self, reference: &Reference, quiet: bool) -> Result<Choice, Failure> {
         if self.offline {
-            return self.cached(reference).ok_or_else(|| {
+            return self.cached(reference).map(Choice::Cached).ok_or_else(|| {
                 Failure::Failed(format!(
-                    "hf:{} is not in the cache, and the network may not be used",
-                    describe(reference)
+                    "hf:{reference} is not in the cache, and the network may not be used"
                 ))
             });
         }
@@ -182,24 +265,22 @@ impl Hub {
                     if !quiet {
                         output::note(format_args!("{why}; using the cached copy"));
                     }
-                    return Ok(path);
+                    return Ok(Choice::Cached(path));
                 }
                 None => return Err(Failure::Failed(why)),
             },
             Err(Listing::Refused(why)) => return Err(Failure::Failed(why)),
         };
         let wanted = choose(reference, &files).map_err(Failure::Failed)?;
-        let snapshot = self.repo_folder(reference).join("snapshots").join(&commit);
-        let (names, result) = match wanted {
-            Wanted::File(name) => (vec![name.clone()], snapshot.join(name)),
-            Wanted::Folder(names) => (names, snapshot.clone()),
-        };
-        for name in &names {
-            self.download(reference, &commit, name, &snapshot.join(name), quiet)?;
-        }
-        let head = self.repo_folder(reference).join("refs").join(&reference.revision);
-        write_small(&head, commit.as_bytes())?;
-        Ok(result)
+        Ok(Choice::Online { commit, wanted })
+    }
+
+    fn snapshot(&self, reference: &Reference, commit: &str) -> PathBuf {
+        self.repo_folder(reference).join("snapshots").join(commit)
+    }
+
+    fn file_url(&self, reference: &Reference, commit: &str, name: &str) -> String {
+        format!("{}/{}/resolve/{commit}/{}", self.endpoint, reference.repo, encode(name))
     }
 
     fn repo_folder(&self, reference: &Reference) -> PathBuf {
@@ -286,7 +367,7 @@ impl Hub {
         if target.exists() {
             return Ok(());
         }
-        let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, reference.repo, encode(name));
+        let url = self.file_url(reference, commit, name);
         let remote = self.look_up(&url).map_err(|e| Failure::Failed(format!("{name}: {e}")))?;
         let blob = self.repo_folder(reference).join("blobs").join(&remote.etag);
         if !blob.exists() {
@@ -432,6 +513,95 @@ impl Hub {
     }
 }
 
+/// What [`Hub::peek`] finds.
+pub enum Peek {
+    /// A file or folder of this machine.
+    Local(PathBuf),
+    /// A GGUF file that is not in the cache.
+    Gguf(RemoteFile),
+    /// A folder whose small files are in the cache, but not its weights.
+    Folder {
+        /// Where they are.
+        hub: Hub,
+        /// The repository.
+        reference: Reference,
+        /// Its commit.
+        commit: String,
+        /// The folder with the small files.
+        snapshot: PathBuf,
+    },
+}
+
+/// A file on the Hub, read from its start in ranges that grow: as much as the reader asks for, and
+/// little more.
+pub struct RemoteFile {
+    hub: Hub,
+    url: String,
+    size_bytes: u64,
+    /// Bytes read.
+    at: u64,
+    /// Length of the next range.
+    range_bytes: u64,
+    /// What is left of the last one.
+    body: Option<Box<dyn Read>>,
+}
+
+impl RemoteFile {
+    /// Its length.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Asks for the next range.
+    fn request(&mut self) -> Result<Box<dyn Read>, String> {
+        let last = self.size_bytes.min(self.at + self.range_bytes) - 1;
+        let range = format!("bytes={}-{last}", self.at);
+        let response = self.hub.get(&self.url).header("Range", range).call();
+        let response = response.map_err(|e| e.to_string())?;
+        let limit = match response.status() {
+            StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(self.at) => {
+                self.range_bytes = (2 * self.range_bytes).min(MAX_RANGE_BYTES);
+                last + 1 - self.at
+            }
+            // Servers may ignore ranges: then this is all of it, to be read as far as needed.
+            StatusCode::OK if self.at == 0 => self.size_bytes,
+            status => return Err(format!("the server answers {status} to a range")),
+        };
+        let body = response.into_body().into_with_config().limit(u64::MAX).reader();
+        Ok(Box::new(body.take(limit)))
+    }
+}
+
+impl Read for RemoteFile {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut attempts = 0;
+        while self.at < self.size_bytes && !buffer.is_empty() {
+            let outcome = match self.body.take() {
+                Some(body) => Ok(body),
+                None if attempts < ATTEMPTS => {
+                    attempts += 1;
+                    self.request()
+                }
+                None => Err("the connection was cut".to_string()),
+            };
+            let mut body = outcome.map_err(std::io::Error::other)?;
+            // At the end of a range, or where the connection was cut, the next one goes on.
+            if let Ok(n @ 1..) = body.read(buffer) {
+                self.at += n as u64;
+                self.body = Some(body);
+                return Ok(n);
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Where a model is.
+enum Choice {
+    Cached(PathBuf),
+    Online { commit: String, wanted: Wanted },
+}
+
 /// Why there is no listing.
 enum Listing {
     Unreachable(String),
@@ -475,17 +645,6 @@ fn verify(file: &mut File, have: u64, remote: &Remote) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("the bytes have SHA-256 {got}, not {}; try again", remote.etag))
-}
-
-fn describe(reference: &Reference) -> String {
-    let mut text = reference.repo.clone();
-    if reference.revision != "main" {
-        text += &format!("@{}", reference.revision);
-    }
-    if let Some(file) = &reference.file {
-        text += &format!("/{file}");
-    }
-    text
 }
 
 fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -38,8 +38,7 @@ struct Model {
 }
 
 pub fn inspect(args: InspectArgs) -> Result<(), Failure> {
-    let path = args.source_path()?;
-    let header = Header::read(path.as_deref())?;
+    let header = Header::open(&args.model, &args.source)?;
     // A model that cannot run can still be looked at.
     let model = understand(&header);
     let tokenizer = match header.tokenizer() {
@@ -49,12 +48,6 @@ pub fn inspect(args: InspectArgs) -> Result<(), Failure> {
     match args.json {
         true => output::json(&as_json(&args, &header, &model, &tokenizer)),
         false => output::stdout(as_text(&args, &header, &model, &tokenizer).as_bytes()),
-    }
-}
-
-impl InspectArgs {
-    fn source_path(&self) -> Result<Option<std::path::PathBuf>, Failure> {
-        self.model.fetch(&self.source)
     }
 }
 

@@ -40,8 +40,7 @@ pub struct TokenizeArgs {
 }
 
 pub fn tokenize(args: TokenizeArgs) -> Result<(), Failure> {
-    let path = args.model.fetch(&args.source)?;
-    let header = Header::read(path.as_deref())?;
+    let header = Header::open(&args.model, &args.source)?;
     let tokenizer = header.tokenizer()?.map_err(|e| Failure::Failed(chain(&e)))?;
     let failed = |e: bitnet_rust::tokenizer::TokenizerError| Failure::Usage(chain(&e));
     if let Some(Ids(ids)) = &args.decode {
