@@ -496,6 +496,13 @@ impl Resolver<'_> {
             d if is_float(d) || matches!(d, DType::Q6_K | DType::Q4_K | DType::Q4_0) => {
                 Storage::Dense(self.options.dense.unwrap_or(MatrixType::F16))
             }
+            DType::PQ2_0 | DType::PTQ1_0 => {
+                return Err(type_error(
+                    info,
+                    "one that multiplies the inputs as they are (linears of this type take \
+                     Hadamard-rotated inputs, which are not supported)",
+                ));
+            }
             _ => {
                 return Err(type_error(
                     info,
@@ -520,7 +527,6 @@ impl Resolver<'_> {
         for (info, placement) in self.tensors.iter().zip(&self.placements) {
             let name = info.name.as_str();
             let redundant = name.ends_with("rotary_emb.inv_freq")
-                || name == "rope_freqs.weight"
                 // Tied models sometimes ship the head as well; the references do not read it.
                 || ["output.weight", "lm_head.weight"].contains(&name);
             if placement.is_none() && !redundant {

@@ -8,7 +8,8 @@
 //! | `qs[16 + m]`, m 0..8 | `80 + 8i + m`, 5 digits |
 //! | `qh[j]`, j 0..2 | `120 + 2i + j`, 4 digits |
 //!
-//! Files of this type also rotate the inputs of the product; that is not part of the layout.
+//! Files of this type also rotate the inputs of the product. That is not part of the layout, and no
+//! plan does it: models with such linears are refused when their tensors are looked up.
 //!
 //! # Source
 //! PrismML's llama.cpp fork, by description: no file was at hand to check against.
