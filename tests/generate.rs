@@ -262,3 +262,47 @@ fn windows_of_an_evaluation_count_every_token_once() {
     assert!(whole.nats_per_token() < windows.nats_per_token());
     assert!(windows.nats_per_token() < 4.0, "{windows:?}");
 }
+
+/// The nats of a text must not depend on how the weights are stored or on what computes them.
+#[test]
+fn formats_and_machines_predict_a_text_alike() {
+    use bitnet_rust::quantize::{LinearType, Options, TableType, quantize};
+    use bitnet_rust::session::eval::evaluate;
+    const TEXT: &str = "There was once a miller who had three sons, and when he came to die he \
+        left them nothing but his mill, his donkey and his cat. The eldest took the mill, the \
+        second took the donkey, and so there was nothing left for the youngest but the cat.\n\n\
+        \"Alas!\" said he, \"my brothers can earn their bread together, but when I have eaten my \
+        cat, and made myself a pair of gloves of his skin, I must die of hunger.\"\n\nThe cat \
+        heard all this, but made as if he had not. \"Do not be troubled, master,\" he said. \"Give \
+        me a bag, and have a pair of boots made for me, and you shall see that you are not so \
+        badly off as you think.\"";
+    let nats = |path: &Path, device: Device| {
+        let mut session =
+            files::load_on(device, path, &LoadOptions::default(), &mut |_| true).unwrap();
+        let outcome = pollster::block_on(evaluate(&mut session, TEXT, &mut |_, _| true)).unwrap();
+        assert_eq!(outcome.chars, TEXT.chars().count());
+        outcome.nats_per_token()
+    };
+    let cpu = || open(DeviceChoice::Cpu).unwrap();
+    let alike = |what: &str, a: f64, b: f64| {
+        assert!((a / b - 1.0).abs() < 0.002, "{what}: {a} nats a token, not {b}");
+    };
+
+    let expected = nats(&model(), cpu());
+    assert!((2.0..3.2).contains(&expected), "{expected}");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alike");
+    std::fs::create_dir_all(&folder).unwrap();
+    for linears in [LinearType::TQ1_0, LinearType::TQ2_0] {
+        let path = folder.join(format!("{linears:?}.gguf"));
+        let options = Options { linears, tables: TableType::Q8_0, ..Options::default() };
+        quantize(&model(), &path, &options, &mut |_| true).unwrap();
+        alike(&format!("{linears:?}"), nats(&path, cpu()), expected);
+    }
+    if let Some(gpu) = open(DeviceChoice::Gpu) {
+        alike("GPU", nats(&model(), gpu), expected);
+    }
+    // Packed safetensors, and the GGUF that was made of them.
+    let mini = root().join("tests/fixtures/bitnet2b4t-mini");
+    let packed = nats(&mini.join("hf-packed-offline"), cpu());
+    alike("packed", packed, nats(&mini.join("gguf/bitnet2b4t-mini-I2_S.gguf"), cpu()));
+}
