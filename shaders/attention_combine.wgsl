@@ -11,25 +11,46 @@ struct Params {
 @group(0) @binding(2) var<storage, read> partial: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
-@compute @workgroup_size(64)
+const SPLITS = 64u; // at most (engine.rs)
+const AHEAD = 8u; // loads under way together
+var<workgroup> peaks: array<f32, SPLITS>;
+var<workgroup> sums: array<f32, SPLITS>;
+
+@compute @workgroup_size(128)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) tid: u32,
 ) {
     let size = p.head_dim + 2u;
-    let first = (wg.y * grid.x + wg.x) * step.splits * size;
-    var m = partial[first];
-    for (var s = 1u; s < step.splits; s++) { m = max(m, partial[first + s * size]); }
-    var l = 0.0;
-    for (var s = 0u; s < step.splits; s++) {
-        l += exp_f32(partial[first + s * size] - m) * partial[first + s * size + 1u];
+    let splits = step.splits;
+    let first = (wg.y * grid.x + wg.x) * splits * size;
+    if (tid < SPLITS) {
+        let at = first + min(tid, splits - 1u) * size;
+        peaks[tid] = select(-3.0e38, partial[at], tid < splits);
+        sums[tid] = select(0.0, partial[at + 1u], tid < splits);
     }
-    for (var i = tid; i < p.head_dim; i += 64u) {
+    workgroupBarrier();
+    var m = peaks[0];
+    for (var s = 1u; s < SPLITS; s++) { m = max(m, peaks[s]); }
+    var factor = 0.0;
+    if (tid < SPLITS) { factor = exp_f32(peaks[tid] - m); }
+    workgroupBarrier();
+    if (tid < SPLITS) {
+        peaks[tid] = factor;
+        sums[tid] *= factor;
+    }
+    workgroupBarrier();
+    var l = 0.0;
+    for (var s = 0u; s < SPLITS; s++) { l += sums[s]; }
+    for (var i = tid; i < p.head_dim; i += 128u) {
         var sum = 0.0;
-        for (var s = 0u; s < step.splits; s++) {
-            let at = first + s * size;
-            sum += exp_f32(partial[at] - m) * partial[at + 2u + i];
+        for (var s0 = 0u; s0 < splits; s0 += AHEAD) {
+            for (var j = 0u; j < AHEAD; j++) {
+                // Past the end the factor is 0.
+                let s = s0 + j;
+                sum += peaks[s] * partial[first + min(s, splits - 1u) * size + 2u + i];
+            }
         }
         out[wg.y * p.out_stride + p.out_at + wg.x * p.head_dim + i] = sum / l;
     }

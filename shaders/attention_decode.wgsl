@@ -1,41 +1,36 @@
 // out = softmax(q . k^T * scale) . v over positions 0..=pos + t, online, split over the context
 //
-// One workgroup a head and a split. Positions go by in chunks of WG: LANES invocations share a
-// score; then every invocation takes four features and every few positions.
+// One workgroup a head and a split. Positions go by in chunks of WG / LANES: LANES invocations share
+// a score; then every invocation takes four features and every few positions of the chunk.
 // With one split the result is final; otherwise (m, l) and the unnormalised sum go to
 // attention_combine.
 //
 // Shapes: q slice of [T, H * D], cache [context, G * D] twice, out slice of [T, H * D] or
-// partial [T, H, splits, D + 2].
-// Dispatch: (H, splits, T). Parts: step, reduce_*, kv_*, f16_round, exp, turn_*.
-// Twin: src/cpu/attention.rs.
+// partial [T, H, splits, D + 2]. With query_append, k and v are slices of the rows of q.
+// Dispatch: (H, splits, T). Parts: step, reduce_*, kv_*, f16_round, exp, query_*.
+// Twin: src/cpu/attention.rs (and rope, kv_append for the fused form).
 struct Params {
     group: u32, // H / G
     kv_quads: u32, // G * D / 4
     q_stride: u32,
     q_at: u32,
+    k_at: u32,
+    v_at: u32,
     out_stride: u32,
     out_at: u32,
     scale: f32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> q: array<f32>;
+@group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
 override QUADS: u32 = 32u; // D / 4
-override LANES: u32 = 1u;
+override LANES: u32 = 4u; // QUADS / LANES <= 16
 
 const LOWEST = -3.0e38;
 
-var<workgroup> query: array<vec4<f32>, QUADS>;
 var<workgroup> weights: array<f32, WG>;
 var<workgroup> sums: array<vec4<f32>, WG>;
-
-fn rotary(i: u32) -> f32 { return q[i]; }
-
-// Nothing is appended here: kv_append ran before.
-fn new_key4(t: u32, quad: u32) -> vec4<f32> { return vec4<f32>(0.0); }
-fn new_value4(t: u32, quad: u32) -> vec4<f32> { return vec4<f32>(0.0); }
 
 @compute @workgroup_size(WG)
 fn main(
@@ -52,54 +47,59 @@ fn main(
     let begin = min(wg.y * share, positions);
     let end = min(begin + share, positions);
     let origin = head / p.group * QUADS;
-    for (var i = tid; i < QUADS; i += WG) {
-        let at = t * p.q_stride + p.q_at + head * QUADS * 4u;
-        let d = i * 4u;
-        query[i] = p.scale * vec4<f32>(turned(at, d, pos), turned(at, d + 1u, pos),
-            turned(at, d + 2u, pos), turned(at, d + 3u, pos));
-    }
-    workgroupBarrier();
-
     let lane = tid % LANES;
+    let slot = tid / LANES; // of the chunk
+    let chunk_len = WG / LANES;
     let groups = WG / QUADS; // invocation groups that share the positions of a chunk
     let quad = tid % QUADS;
     let mine = tid / QUADS;
     var m = LOWEST;
-    var l = 0.0;
+    var l = 0.0; // this invocation's part
     var acc = vec4<f32>(0.0);
-    for (var chunk = begin; chunk < end; chunk += WG) {
-        let count = min(WG, end - chunk);
-        weights[tid] = LOWEST;
-        workgroupBarrier();
-        for (var i = 0u; i < LANES; i++) {
-            let index = i * (WG / LANES) + tid / LANES;
-            var score = 0.0;
-            if (index < count) {
-                for (var j = lane; j < QUADS; j += LANES) {
-                    score += dot(query[j], key4(chunk + index, origin + j));
-                }
-            }
-            let whole = lanes_sum_f32(score, tid, LANES);
-            if (lane == 0u && index < count) { weights[index] = whole; }
+    for (var chunk = begin; chunk < end; chunk += chunk_len) {
+        // All of the chunk's keys and values are under way before anything is done: loops of a fixed
+        // length without branches. What lies past an end is read from the last place again, and
+        // dropped.
+        let position = min(chunk + slot, end - 1u);
+        var some_keys: array<vec4<f32>, 16>;
+        var some_values: array<vec4<f32>, 16>;
+        for (var i = 0u; i < (QUADS + LANES - 1u) / LANES; i++) {
+            let j = min(i * LANES + lane, QUADS - 1u);
+            some_keys[i] = key4(cached(position, pos), origin + j);
         }
-        workgroupBarrier();
-        let score = weights[tid];
+        for (var r = 0u; r < (chunk_len + groups - 1u) / groups; r++) {
+            let other = min(chunk + r * groups + mine, end - 1u);
+            some_values[r] = value4(cached(other, pos), origin + quad);
+        }
+        if (chunk == begin) { attention_begin(t, head, pos, begin <= pos && pos < end, tid); }
+        var score = 0.0;
+        for (var i = 0u; i < (QUADS + LANES - 1u) / LANES; i++) {
+            let j = min(i * LANES + lane, QUADS - 1u);
+            let part = dot(query[j], seen_key4(some_keys[i], position, pos, j));
+            score += select(0.0, part, i * LANES + lane < QUADS);
+        }
+        score = lanes_sum_f32(score, tid, LANES);
+        if (chunk + slot >= end) { score = LOWEST; }
         let m_new = max(m, workgroup_max_f32(score, tid));
         let shrink = exp_f32(m - m_new);
-        var weight = 0.0;
-        if (tid < count) { weight = exp_f32(score - m_new); }
-        weights[tid] = weight;
-        l = l * shrink + workgroup_sum_f32(weight, tid);
+        let own = select(0.0, exp_f32(score - m_new), chunk + slot < end);
+        l *= shrink;
+        if (lane == 0u) {
+            weights[slot] = own;
+            l += own;
+        }
+        workgroupBarrier();
         acc *= shrink;
-        if (mine < groups) {
-            for (var i = mine; i < count; i += groups) {
-                acc += weights[i] * value4(chunk + i, origin + quad);
-            }
+        for (var r = 0u; r < (chunk_len + groups - 1u) / groups; r++) {
+            let i = r * groups + mine;
+            let weight = select(0.0, weights[min(i, chunk_len - 1u)], i < chunk_len);
+            let other = min(chunk + i, end - 1u);
+            acc += weight * seen_value4(some_values[r], other, pos, quad);
         }
         m = m_new;
-        workgroupBarrier();
     }
 
+    l = workgroup_sum_f32(l, tid);
     sums[tid] = acc;
     workgroupBarrier();
     if (tid < QUADS) {

@@ -17,84 +17,77 @@ struct Params {
     eps: f32,
 }
 @group(0) @binding(1) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> xq: array<u32>;
 @group(0) @binding(4) var<storage, read_write> xd: array<f32>;
 @group(0) @binding(5) var<storage, read_write> xsum: array<i32>;
 
 override RULE: u32 = 0u;
 var<workgroup> peaks: array<f32, WG>;
+var<workgroup> run_peaks: array<f32, WG>;
 
-// The value of largest magnitude of 32; the first such.
-fn peak(t: u32, run: u32) -> f32 {
-    var v = 0.0;
-    for (var i = 0u; i < 32u; i++) {
-        let k = run * 32u + i;
-        if (k < p.dim) {
-            let s = source(t, k);
-            if (abs(s) > abs(v)) { v = s; }
-        }
-    }
-    return v;
-}
+// The value of larger magnitude, the first of equals.
+fn larger(a: f32, b: f32) -> f32 { return select(a, b, abs(b) > abs(a)); }
+fn peak4(v: vec4<f32>) -> f32 { return larger(larger(larger(v.x, v.y), v.z), v.w); }
 
+// An invocation takes four values, eight neighbours a run of 32, sixty-four a block of 256.
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
     let t = wg.x;
+    let quads = p.runs * 8u;
     source_begin(t, tid);
     var scale = 0.0;
     if (RULE == 0u) {
         var largest = 0.0;
-        for (var run = tid; run < p.runs; run += WG) { largest = max(largest, abs(peak(t, run))); }
+        for (var quad = tid; quad < quads; quad += WG) {
+            largest = max(largest, abs(peak4(source4(t, quad))));
+        }
         scale = 127.0 / max(1e-5, workgroup_max_f32(largest, tid));
         if (tid == 0u) { xd[t] = 1.0 / scale; }
     }
     var total = 0;
-    for (var base = 0u; base < p.runs; base += WG) {
-        let run = base + tid;
-        if (RULE == 1u) {
+    for (var base = 0u; base < quads; base += WG) {
+        let quad = base + tid;
+        let run = quad / 8u;
+        var v = vec4<f32>(0.0);
+        if (quad < quads) { v = source4(t, quad); }
+        if (RULE >= 1u) {
+            // WG is a multiple of 64: whole blocks are in this pass.
+            peaks[tid] = peak4(v);
             workgroupBarrier();
-            if (run < p.runs) { peaks[tid] = peak(t, run); }
+            var peak = peaks[tid / 8u * 8u];
+            for (var i = 1u; i < 8u; i++) { peak = larger(peak, peaks[tid / 8u * 8u + i]); }
+            run_peaks[tid / 8u] = peak;
             workgroupBarrier();
-        }
-        if (run < p.runs) {
             if (RULE == 1u) {
-                // WG is a multiple of 8: the eight runs of a block are in this pass.
-                var v = 0.0;
-                for (var i = 0u; i < 8u; i++) {
-                    let at = tid / 8u * 8u + i;
-                    if (base + at < p.runs && abs(peaks[at]) > abs(v)) { v = peaks[at]; }
-                }
+                peak = run_peaks[tid / 64u * 8u];
+                for (var i = 1u; i < 8u; i++) { peak = larger(peak, run_peaks[tid / 64u * 8u + i]); }
                 var d = 0.0;
                 scale = 0.0;
-                if (v != 0.0) {
-                    scale = -127.0 / v;
+                if (peak != 0.0) {
+                    scale = -127.0 / peak;
                     d = 1.0 / scale;
                 }
-                if (run % 8u == 0u && run / 8u < p.groups) { xd[t * p.groups + run / 8u] = d; }
-            }
-            if (RULE == 2u) {
-                let largest = abs(peak(t, run));
+                if (quad % 64u == 0u && run / 8u < p.groups) { xd[t * p.groups + run / 8u] = d; }
+            } else {
+                let largest = abs(peak);
                 scale = 0.0;
                 if (largest > 0.0) { scale = 127.0 / largest; }
-                if (run < p.groups) { xd[t * p.groups + run] = f16_round(largest / 127.0); }
-            }
-            var sum = 0;
-            for (var j = 0u; j < 8u; j++) {
-                var word = 0u;
-                for (var i = 0u; i < 4u; i++) {
-                    let k = run * 32u + j * 4u + i;
-                    if (k < p.dim) {
-                        let q = i32(clamp(round(source(t, k) * scale), -128.0, 127.0));
-                        sum += q;
-                        word |= (bitcast<u32>(q) & 0xffu) << (8u * i);
-                    }
+                if (quad % 8u == 0u && run < p.groups) {
+                    xd[t * p.groups + run] = f16_round(largest / 127.0);
                 }
-                xq[(t * p.runs + run) * 8u + j] = word;
             }
-            xsum[t * (p.runs + 1u) + 1u + run] = sum;
-            total += sum;
         }
+        let q = vec4<i32>(clamp(round(v * scale), vec4<f32>(-128.0), vec4<f32>(127.0)));
+        let sum = q.x + q.y + q.z + q.w;
+        let run_sum = lanes_sum_i32(sum, tid, 8u);
+        if (quad < quads) {
+            let bytes = bitcast<vec4<u32>>(q) & vec4<u32>(0xffu);
+            xq[t * quads + quad] =
+                bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
+            if (quad % 8u == 0u) { xsum[t * (p.runs + 1u) + 1u + run] = run_sum; }
+        }
+        total += sum;
     }
     let row_sum = workgroup_sum_i32(total, tid);
     if (tid == 0u) { xsum[t * (p.runs + 1u)] = row_sum; }

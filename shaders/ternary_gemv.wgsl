@@ -29,10 +29,10 @@ struct Params {
 override BLOCKS: u32 = 40u;
 override LANES: u32 = 8u;
 override ROWS: u32 = 1u;
+override AHEAD: u32 = 4u; // blocks of each row that a lane has in flight; AHEAD * ROWS <= 12
 override EPILOGUE: u32 = 0u;
 
 const MASK = vec4<u32>(0x03030303u);
-const SLOTS = 4u; // blocks that a lane has in flight: SLOTS / ROWS of each row
 
 fn dot16(codes16: vec4<u32>, a: vec4<u32>) -> i32 {
     return dot4(codes16.x, a.x) + dot4(codes16.y, a.y) + dot4(codes16.z, a.z)
@@ -45,7 +45,6 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
     let lane = tid % LANES;
     let unit = wg.x * (WG / LANES) + tid / LANES;
     let gated = EPILOGUE >= 2u;
-    let ahead = SLOTS / ROWS;
     var row: array<u32, 4>;
     var acc: array<Acc, 4>;
     for (var r = 0u; r < ROWS; r++) {
@@ -54,15 +53,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
         acc[r] = Acc(0);
     }
     // The first weights are under way while the activations are made.
-    var w: array<vec4<u32>, SLOTS>;
-    for (var u = 0u; u < ahead; u++) {
+    var w: array<vec4<u32>, 12>;
+    for (var u = 0u; u < AHEAD; u++) {
         for (var r = 0u; r < ROWS; r++) {
             w[u * ROWS + r] = codes[row[r] * BLOCKS + min(lane + u * LANES, BLOCKS - 1u)];
         }
     }
     acts_begin(t, tid);
-    for (var base = 0u; base < BLOCKS; base += LANES * ahead) {
-        for (var u = 0u; u < ahead; u++) {
+    for (var base = 0u; base < BLOCKS; base += LANES * AHEAD) {
+        for (var u = 0u; u < AHEAD; u++) {
             let b = base + u * LANES + lane;
             if (b < BLOCKS) {
                 let a0 = acts(t, b, 0u);
@@ -78,9 +77,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
                 }
             }
         }
-        let next = base + LANES * ahead;
+        let next = base + LANES * AHEAD;
         if (next < BLOCKS) {
-            for (var u = 0u; u < ahead; u++) {
+            for (var u = 0u; u < AHEAD; u++) {
                 for (var r = 0u; r < ROWS; r++) {
                     let b = min(next + u * LANES + lane, BLOCKS - 1u);
                     w[u * ROWS + r] = codes[row[r] * BLOCKS + b];

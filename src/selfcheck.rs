@@ -14,8 +14,10 @@ use half::f16;
 
 /// `V` of the embedding that feeds the operation under test: rows of it are the random inputs.
 const VOCAB: u32 = 67;
-/// Numbers of tokens a step: decoding, ragged short prompts, and more than one tile of a prefill.
-const STEPS: [usize; 3] = [1, 5, 66];
+/// Numbers of tokens a step: decoding, ragged short prompts, more than one tile of a prefill, and
+/// decoding with all of that in the cache.
+const STEPS: [usize; 4] = [1, 5, MOST, 1];
+const MOST: usize = 66;
 const CONTEXT: u32 = 160;
 
 /// One thing to compare.
@@ -76,7 +78,7 @@ impl Case {
                 }
             }
         }
-        let max_tokens = STEPS[STEPS.len() - 1] as u32;
+        let max_tokens = MOST as u32;
         let options = RunOptions { context: CONTEXT, kv_type: self.kv_type, max_tokens };
         backend.prepare(&self.plan, options).await
     }
@@ -370,19 +372,25 @@ fn linears(all: &mut Vec<Case>) {
 }
 
 fn attention(all: &mut Vec<Case>) {
-    for (heads, kv_heads, head_dim, layout) in [
-        (4, 2, 64, RopeLayout::HalfSplit),
-        (5, 1, 128, RopeLayout::Interleaved),
-        (3, 3, 32, RopeLayout::HalfSplit),
+    // Queries, keys and values in one row may run as one dispatch, elsewhere not.
+    for (heads, kv_heads, head_dim, layout, one_row) in [
+        (4, 2, 64, RopeLayout::HalfSplit, true),
+        (5, 1, 128, RopeLayout::Interleaved, true),
+        (3, 3, 32, RopeLayout::HalfSplit, false),
     ] {
         for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
             let mut b = Builder::new();
             b.plan.kv = KvSpec { layers: 1, kv_heads, head_dim };
             let inv_freq = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
             b.plan.rope = RopeSpec { layout, inv_freq, mscale: 1.0 };
-            let q = b.input("q", heads * head_dim);
-            let k = b.input("k", kv_heads * head_dim);
-            let v = b.input("v", kv_heads * head_dim);
+            let (q_dim, kv_dim) = (heads * head_dim, kv_heads * head_dim);
+            let (q, k, v) = if one_row {
+                let row = b.input("qkv", q_dim + 2 * kv_dim).buf;
+                let slice = |at, dim| Slice { buf: row, at, dim };
+                (slice(0, q_dim), slice(q_dim, kv_dim), slice(q_dim + kv_dim, kv_dim))
+            } else {
+                (b.input("q", q_dim), b.input("k", kv_dim), b.input("v", kv_dim))
+            };
             b.op(Op::Rope { x: q, head_dim });
             b.op(Op::Rope { x: k, head_dim });
             b.op(Op::KvAppend { k, v, layer: 0 });

@@ -9,37 +9,41 @@ var<workgroup> acts_q: array<vec4<u32>, ACT_SLOTS>;
 var<private> acts_scale: f32;
 var<private> acts_sum: i32;
 
-// Elements past K are zero in both buffers (rows are padded), so whole vectors may be used.
+// Loops of a fixed length without branches: all loads are under way together. What lies past K is
+// read from the last place again, and dropped.
 fn acts_begin(t: u32, tid: u32) {
     let origin = t * (p.x_stride / 4u);
     let quads = (p.k + 3u) / 4u;
     var squares = 0.0;
-    for (var i = tid; i < quads; i += WG) {
-        let v = x[origin + i];
+    var peak = 0.0;
+    for (var r = 0u; r < (ACT_SLOTS * 4u + WG - 1u) / WG; r++) {
+        let i = r * WG + tid;
+        let at = min(i, quads - 1u);
+        let v = select(vec4<f32>(0.0), x[origin + at], i < quads);
         squares += dot(v, v);
+        let w = abs(v * norm_weight[at]);
+        peak = max(peak, max(max(w.x, w.y), max(w.z, w.w)));
     }
-    let inverse = 1.0 / sqrt(workgroup_sum_f32(squares, tid) / f32(p.k) + p.eps);
-    var largest = 0.0;
-    for (var i = tid; i < quads; i += WG) {
-        let v = abs(x[origin + i] * inverse * norm_weight[i]);
-        largest = max(largest, max(max(v.x, v.y), max(v.z, v.w)));
-    }
-    let scale = 127.0 / max(1e-5, workgroup_max_f32(largest, tid));
+    let both = workgroup_sum_max_f32(squares, peak, tid);
+    let inverse = 1.0 / sqrt(both.x / f32(p.k) + p.eps);
+    let scale = 127.0 / max(1e-5, both.y * inverse);
     var sum = 0;
-    for (var i = tid; i < ACT_SLOTS; i += WG) {
-        let first = i % BLOCKS * 16u + i / BLOCKS * 4u;
-        var words: vec4<u32>;
-        for (var j = 0u; j < 4u; j++) {
-            var q = vec4<i32>(0);
-            if (first + j < quads) {
-                let v = x[origin + first + j] * inverse * norm_weight[first + j];
-                q = vec4<i32>(clamp(round(v * scale), vec4<f32>(-128.0), vec4<f32>(127.0)));
+    for (var r = 0u; r < (ACT_SLOTS + WG - 1u) / WG; r++) {
+        let i = r * WG + tid;
+        if (i < ACT_SLOTS) {
+            let first = i % BLOCKS * 16u + i / BLOCKS * 4u;
+            var words: vec4<u32>;
+            for (var j = 0u; j < 4u; j++) {
+                let at = min(first + j, quads - 1u);
+                let v = x[origin + at] * inverse * norm_weight[at];
+                let q = vec4<i32>(clamp(round(v * scale), vec4<f32>(-128.0), vec4<f32>(127.0)));
+                let kept = select(vec4<i32>(0), q, first + j < quads);
+                sum += kept.x + kept.y + kept.z + kept.w;
+                let bytes = bitcast<vec4<u32>>(kept) & vec4<u32>(0xffu);
+                words[j] = bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
             }
-            sum += q.x + q.y + q.z + q.w;
-            let bytes = bitcast<vec4<u32>>(q) & vec4<u32>(0xffu);
-            words[j] = bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
+            acts_q[i] = words;
         }
-        acts_q[i] = words;
     }
     acts_scale = 1.0 / scale;
     // The barriers inside also publish acts_q.

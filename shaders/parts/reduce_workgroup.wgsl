@@ -3,6 +3,7 @@
 override WG: u32 = 256u;
 var<workgroup> reduce_f: array<f32, WG>;
 var<workgroup> reduce_i: array<i32, WG>;
+var<workgroup> reduce_two: array<vec2<f32>, WG>;
 
 // Sum over each run of `lanes` (a power of two) consecutive invocations.
 fn lanes_sum_f32(v: f32, tid: u32, lanes: u32) -> f32 {
@@ -62,4 +63,20 @@ fn workgroup_max_f32(v: f32, tid: u32) -> f32 {
     let largest = reduce_f[0];
     workgroupBarrier();
     return largest;
+}
+
+// Sum of the first and largest of the second over the workgroup. Free of a barrier at the end: call
+// it once.
+fn workgroup_sum_max_f32(sum: f32, largest: f32, tid: u32) -> vec2<f32> {
+    reduce_two[tid] = vec2<f32>(sum, largest);
+    workgroupBarrier();
+    for (var s = WG / 2u; s > 0u; s >>= 1u) {
+        if (tid < s) {
+            let a = reduce_two[tid];
+            let b = reduce_two[tid + s];
+            reduce_two[tid] = vec2<f32>(a.x + b.x, max(a.y, b.y));
+        }
+        workgroupBarrier();
+    }
+    return reduce_two[0];
 }

@@ -80,7 +80,11 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
         }
     }
     let (prefill, decode) = (super::bench::median(prefill), super::bench::median(decode));
-    let kernels = profile(&mut device, prompt)?;
+    let ids = &ids[..ids.len().min(run.max_tokens as usize)];
+    let steps = [
+        ("a decoded token", profile(&mut device, &[1], prompt)?),
+        ("a chunk of the prompt", profile(&mut device, ids, 0)?),
+    ];
     let caps = device.caps().clone();
     if wanted.json {
         return output::json(&json!({
@@ -92,15 +96,15 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
             "api": caps.api,
             "threads": caps.threads,
             "load_ms": load_ms,
-            "prompt_tokens": prompt,
+            "context": prompt,
             "tokens": wanted.tokens,
             "repetitions": wanted.repetitions,
             "prefill_tok_s": prefill,
             "decode_tok_s": decode,
-            "kernels": kernels.iter().map(|k| json!({
-                "kernel": k.kernel, "op": k.op, "dispatches": k.dispatches,
+            "kernels": steps.iter().flat_map(|(step, kernels)| kernels.iter().map(move |k| json!({
+                "step": step, "kernel": k.kernel, "op": k.op, "dispatches": k.dispatches,
                 "us": k.us / f64::from(k.dispatches), "gb_s": k.gb_s(),
-            })).collect::<Vec<_>>(),
+            }))).collect::<Vec<_>>(),
         }));
     }
     let mut text = format!(
@@ -116,11 +120,11 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
         caps.api,
         wanted.tokens,
     );
-    if !kernels.is_empty() {
+    for (step, kernels) in steps.iter().filter(|s| !s.1.is_empty()) {
         let total: f64 = kernels.iter().map(|k| k.us).sum();
-        text += &format!("\none decoded token, {total:.0} us on the device:\n");
+        text += &format!("\n{step}, {total:.0} us on the device:\n");
         text += &format!("{:>8} {:>9} {:>8}  kernel\n", "times", "us each", "GB/s");
-        for k in &kernels {
+        for k in kernels {
             text += &format!(
                 "{:>8} {:>9.2} {:>8.0}  {} ({})\n",
                 k.dispatches,
@@ -151,12 +155,12 @@ impl KernelTime {
 }
 
 #[cfg(feature = "gpu")]
-fn profile(device: &mut Device, pos: u32) -> Result<Vec<KernelTime>, Failure> {
+fn profile(device: &mut Device, tokens: &[u32], pos: u32) -> Result<Vec<KernelTime>, Failure> {
     let Device::Gpu(gpu) = device else { return Ok(Vec::new()) };
     if !gpu.caps().timestamps {
         return Ok(Vec::new());
     }
-    let step = Step { tokens: &[1], pos, outputs: Outputs::Last };
+    let step = Step { tokens, pos, outputs: Outputs::Last };
     let times = block_on(gpu.profile(step, 9)).map_err(|e| Failure::Failed(chain(&e)))?;
     let mut all: Vec<KernelTime> = Vec::new();
     for time in times {
@@ -179,6 +183,6 @@ fn profile(device: &mut Device, pos: u32) -> Result<Vec<KernelTime>, Failure> {
 }
 
 #[cfg(not(feature = "gpu"))]
-fn profile(_: &mut Device, _: u32) -> Result<Vec<KernelTime>, Failure> {
+fn profile(_: &mut Device, _: &[u32], _: u32) -> Result<Vec<KernelTime>, Failure> {
     Ok(Vec::new())
 }

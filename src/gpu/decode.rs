@@ -70,19 +70,13 @@ impl Sampler {
         let logits = engine.plane(engine.plan.logits, Plane::Values);
 
         let reduce = if device.has(Need::Subgroups) { "subgroup" } else { "workgroup" };
-        let wg = if device.limits.max_compute_invocations_per_workgroup >= 1024
-            && device.limits.max_compute_workgroup_size_x >= 1024
-        {
-            1024
-        } else {
-            256
-        };
+        let wg = device.workgroup(1024, 24, 2048);
         let mut bound =
             |stem: &str, names: &[&str], wg: Option<u32>, binds: &[(u32, &wgpu::Buffer)]| {
                 let variant = variant(stem, names).ok_or_else(|| BackendError::Unsupported {
                     reason: format!("there is no kernel {stem} {names:?}"),
                 })?;
-                let overrides = wg.map(|wg| ("WG", wg)).into_iter().collect();
+                let overrides = wg.map_or_else(Vec::new, |wg| device.reduction(wg));
                 let pipeline = pipelines.get(device, variant, &overrides);
                 let entries: Vec<_> = binds
                     .iter()

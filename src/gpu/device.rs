@@ -1,5 +1,6 @@
 //! The adapter and the device: choice, facts, and errors that never abort.
 
+use super::pipelines::Overrides;
 use super::{Options, kernels::Need};
 use crate::backend::{BackendError, Caps};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -114,7 +115,7 @@ impl Device {
         let named = options.adapter.clone().or(from_env);
         let adapter = choose(&instance, named.as_deref()).await?;
         let info = adapter.get_info();
-        let limits = adapter.limits();
+        let limits = if options.minimum { wgpu::Limits::default() } else { adapter.limits() };
         let wanted = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
@@ -172,6 +173,60 @@ impl Device {
             Need::Subgroups => self.caps.subgroup.is_some_and(|(min, _)| min >= 8),
             Need::Dot4 => self.caps.dot4,
         }
+    }
+
+    /// Invocations that certainly share a subgroup, as the reductions take them; 8 without subgroups.
+    pub fn run(&self) -> u32 {
+        match self.caps.subgroup {
+            Some((min, _)) if self.has(Need::Subgroups) => (1 << min.ilog2()).min(32),
+            _ => 8,
+        }
+    }
+
+    /// The overrides of the reductions of a workgroup of `wg`.
+    pub fn reduction(&self, wg: u32) -> Overrides {
+        let mut overrides = vec![("WG", wg)];
+        if self.has(Need::Subgroups) {
+            overrides.push(("RUN", self.run()));
+        }
+        overrides
+    }
+
+    /// The largest workgroup of at most `wg` (a power of two) that the device allows, when each
+    /// invocation needs `bytes` of workgroup memory and all together `common`.
+    pub fn workgroup(&self, wg: u32, bytes: u32, common: u32) -> u32 {
+        let limits = &self.limits;
+        let memory =
+            limits.max_compute_workgroup_storage_size.saturating_sub(common) / bytes.max(1);
+        let most = limits
+            .max_compute_invocations_per_workgroup
+            .min(limits.max_compute_workgroup_size_x)
+            .min(memory)
+            .max(32);
+        wg.min(1 << most.ilog2())
+    }
+
+    /// Workgroup size of one token's attention: a sum of 16 bytes, a weight and room to reduce each;
+    /// the query, a key and a value in common.
+    pub fn attention_wg(&self) -> u32 {
+        self.workgroup(256, 16 + 4 + 16, 4096 + 2048)
+    }
+
+    /// Workgroup size of matrix-vector products: room to reduce each, and half of what WebGPU
+    /// promises for the row.
+    pub fn gemv_wg(&self) -> u32 {
+        self.workgroup(512, 16, 8192)
+    }
+
+    /// Longest row of int8 that a matrix-vector product can keep in workgroup memory.
+    pub fn row_max(&self) -> u32 {
+        let memory = self.limits.max_compute_workgroup_storage_size;
+        memory.saturating_sub(self.reduce_bytes(self.gemv_wg()))
+    }
+
+    /// Workgroup memory of all reductions in a workgroup of `wg`.
+    fn reduce_bytes(&self, wg: u32) -> u32 {
+        16 * if self.has(Need::Subgroups) { 128 } else { wg }
     }
 
     /// The error that the device has reported since the last call, if any. A lost device stays lost.

@@ -18,17 +18,10 @@ pub enum Node {
         /// The rounding.
         quantize: usize,
     },
-    /// `Rope` of the keys, `KvAppend`.
-    RopeAppend {
-        /// The turn.
-        rope: usize,
+    /// `Rope` of the queries, `Rope` of the keys, `KvAppend`, `Attention`.
+    AppendAttention {
         /// The append.
         append: usize,
-    },
-    /// `Rope` of the queries, `Attention`.
-    RopeAttention {
-        /// The turn.
-        rope: usize,
         /// The attention.
         attention: usize,
     },
@@ -74,8 +67,7 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
     let mut i = 0;
     while i < plan.ops.len() {
         if rules.decode && ropes_fold(plan, i) {
-            nodes.push(Node::RopeAppend { rope: i + 1, append: i + 2 });
-            nodes.push(Node::RopeAttention { rope: i, attention: i + 3 });
+            nodes.push(Node::AppendAttention { append: i + 2, attention: i + 3 });
             i += 4;
             continue;
         }
@@ -104,15 +96,16 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
     nodes
 }
 
-/// Whether queries and keys of `Rope`, `Rope`, `KvAppend`, `Attention` from `i` on can be turned by
-/// those who read them: nothing else may read them afterwards.
+/// Whether `Rope`, `Rope`, `KvAppend`, `Attention` from `i` on can be one dispatch: all read the same
+/// rows, heads are whole runs of 32 (one scale of a Q8 cache), pairs come in fours, and nothing reads what was turned
+/// afterwards.
 fn ropes_fold(plan: &Plan, i: usize) -> bool {
     let Some(&[Op::Rope { x: a, .. }, Op::Rope { x: b, .. }, ref append, ref attention]) =
         plan.ops.get(i..i + 4).and_then(|ops| <&[Op; 4]>::try_from(ops).ok())
     else {
         return false;
     };
-    let (&Op::KvAppend { k, layer, .. }, &Op::Attention { q, layer: same, .. }) =
+    let (&Op::KvAppend { k, v, layer }, &Op::Attention { q, layer: same, .. }) =
         (append, attention)
     else {
         return false;
@@ -122,7 +115,9 @@ fn ropes_fold(plan: &Plan, i: usize) -> bool {
         let next = plan.ops[i + 4..].iter().find(touches);
         next.is_none_or(|op| !reads(op).any(|r| r == buf))
     };
-    (a, b, layer) == (q, k, same) && unread(q.buf) && unread(k.buf)
+    let one_row = q.buf == k.buf && q.buf == v.buf;
+    let runs = plan.kv.head_dim.is_multiple_of(32) && plan.rope.inv_freq.len().is_multiple_of(4);
+    (a, b, layer) == (q, k, same) && one_row && runs && unread(q.buf)
 }
 
 /// The `Quantize` behind the norm at `i`, when nothing else reads the normalised row.

@@ -114,7 +114,7 @@ const REDUCE: &[Choice] = &[
     Choice {
         name: "subgroup",
         parts: &[part!("reduce_subgroup")],
-        overrides: &["WG"],
+        overrides: &["WG", "RUN"],
         need: Need::Subgroups,
         ..PLAIN
     },
@@ -169,12 +169,12 @@ const KV: &[Choice] = &[
     Choice { name: "f16", parts: &[part!("kv_f16")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
     Choice { name: "q8", parts: &[part!("kv_q8")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
 ];
-/// Whether the rotary embedding is done on the way.
-const TURN: &[Choice] = &[
-    Choice { name: "as_is", parts: &[part!("turn_none")], ..PLAIN },
+/// What a step's attention finds in the cache: everything, or all but the new position.
+const QUERY: &[Choice] = &[
+    Choice { name: "plain", parts: &[part!("query_plain")], ..PLAIN },
     Choice {
-        name: "rope",
-        parts: &[part!("turn_rope")],
+        name: "append",
+        parts: &[part!("query_append")],
         bindings: &[(6, Read)],
         overrides: &["PAIRS", "INTERLEAVED"],
         ..PLAIN
@@ -220,7 +220,7 @@ const TILE_SUM: &[Choice] = &[
 
 /// All kernels.
 pub static KERNELS: &[Kernel] = &[
-    kernel!("embed", Embed, STEP, &[STEP_AT, (2, Read), (3, Write)], &["WG"], &[ROWS]),
+    kernel!("embed", Embed, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[ROWS]),
     kernel!(
         "rms_norm",
         RmsNorm,
@@ -269,7 +269,7 @@ pub static KERNELS: &[Kernel] = &[
         TernaryGemv,
         STEP_EXP,
         &[STEP_AT, (2, Read), (3, Read), (8, Write)],
-        &["BLOCKS", "LANES", "ROWS", "EPILOGUE"],
+        &["BLOCKS", "LANES", "ROWS", "AHEAD", "EPILOGUE"],
         &[
             REDUCE,
             DOT4,
@@ -304,14 +304,14 @@ pub static KERNELS: &[Kernel] = &[
     ),
     kernel!("dense_gemm", DenseGemm, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[WEIGHTS]),
     kernel!("rope", Rope, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[]),
-    kernel!("kv_append", KvAppend, STEP_ROUND, &[STEP_AT, (2, Read), (3, Read)], &[], &[KV, TURN]),
+    kernel!("kv_append", KvAppend, STEP_ROUND, &[STEP_AT, (2, Read), (3, Read)], &[], &[KV]),
     kernel!(
         "attention_decode",
         AttentionDecode,
         STEP_ROUND_EXP,
         &[STEP_AT, (2, Read), (3, Write)],
         &["QUADS", "LANES"],
-        &[REDUCE, KV, TURN]
+        &[REDUCE, KV, QUERY]
     ),
     kernel!(
         "attention_combine",

@@ -30,7 +30,16 @@ fn unsupported<T>(reason: impl Into<String>) -> Result<T, BackendError> {
     Err(BackendError::Unsupported { reason: reason.into() })
 }
 
+/// Workgroups of 256 over the features of a row.
+fn per_256(dim: u32) -> Extent {
+    Extent::Of(dim.div_ceil(256))
+}
+
 const VALUES: Plane = Plane::Values;
+/// Invocations that share a score of one token's attention.
+pub fn attention_lanes(head_dim: u32) -> u32 {
+    (head_dim / 64).next_power_of_two().max(4)
+}
 
 impl Lowering<'_> {
     /// The dispatches of `nodes`, in order.
@@ -39,9 +48,8 @@ impl Lowering<'_> {
         for &node in nodes {
             match node {
                 Node::Op(i) => self.op(i, &mut launches)?,
-                Node::RopeAppend { append, .. } => launches.push(self.kv_append(append, true)?),
-                Node::RopeAttention { attention, .. } => {
-                    self.attention(attention, true, &mut launches)?;
+                Node::AppendAttention { append, attention } => {
+                    self.attention(attention, Some(append), &mut launches)?;
                 }
                 Node::NormQuantize { norm, quantize } => {
                     launches.push(self.quantize(Some(norm), quantize)?);
@@ -90,6 +98,11 @@ impl Lowering<'_> {
 
     fn reduce(&self) -> &'static str {
         if self.device.has(Need::Subgroups) { "subgroup" } else { "workgroup" }
+    }
+
+    /// The overrides of the reductions of a workgroup of `wg`.
+    fn reduction(&self, wg: u32) -> Overrides {
+        self.device.reduction(wg)
     }
 
     fn dot4(&self) -> &'static str {
@@ -157,7 +170,6 @@ impl Lowering<'_> {
 
     fn op(&self, i: usize, launches: &mut Vec<Launch>) -> Result<(), BackendError> {
         const ONE: Extent = Extent::Of(1);
-        let per_256 = |dim: u32| Extent::Of(dim.div_ceil(256));
         match self.plan.ops[i] {
             Op::Embed { table, out } => self.embed(i, table, out, launches)?,
             Op::RmsNorm { x, weight, out, eps } => {
@@ -182,10 +194,13 @@ impl Lowering<'_> {
                     out_at: out.at,
                     eps,
                 };
-                let wg = if len <= 128 { 32 } else { 256 };
+                let wg = match len {
+                    0..=128 => 32,
+                    _ => self.device.workgroup((len / 2).next_power_of_two().min(1024), 16, 1024),
+                };
                 let variant = self.variant("rms_norm", &[self.reduce(), io])?;
                 let grid = [Extent::Of(x.dim / len), self.rows(x.buf, 1), ONE];
-                launches.push(self.launch(i, (variant, vec![("WG", wg)]), params, &binds, grid));
+                launches.push(self.launch(i, (variant, self.reduction(wg)), params, &binds, grid));
             }
             Op::Quantize { .. } => launches.push(self.quantize(None, i)?),
             Op::TernaryLinear { x, weight, out } => {
@@ -211,8 +226,8 @@ impl Lowering<'_> {
                 let variant = self.variant("rope", &[])?;
                 launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
             }
-            Op::KvAppend { .. } => launches.push(self.kv_append(i, false)?),
-            Op::Attention { .. } => self.attention(i, false, launches)?,
+            Op::KvAppend { .. } => launches.push(self.kv_append(i)?),
+            Op::Attention { .. } => self.attention(i, None, launches)?,
             Op::GatedAct { gate, up, act, out } => {
                 let params = params::GatedAct {
                     dim: gate.dim,
@@ -278,8 +293,8 @@ impl Lowering<'_> {
             };
             let mut binds = vec![(2, Bind::Tokens), (3, Bind::Buf(out, VALUES))];
             binds.extend((4..).zip(parts).map(|(b, &part)| (b, Bind::Weight(table, s, part))));
-            let grid = [self.rows(out, 1), Extent::Of(1), Extent::Of(1)];
-            launches.push(self.launch(i, (variant, vec![("WG", 128)]), params, &binds, grid));
+            let grid = [per_256(params.dim), self.rows(out, 1), Extent::Of(1)];
+            launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
         }
         Ok(())
     }
@@ -298,6 +313,9 @@ impl Lowering<'_> {
             binds.push((6, Bind::Weight(*weight, 0, WeightPart::Data)));
         }
         let dim = x.dim;
+        if !x.at.is_multiple_of(4) {
+            return unsupported(format!("{} starts at feature {}", self.plan.labels[i], x.at));
+        }
         let params = params::Quantize {
             dim,
             x_stride: self.stride(x.buf),
@@ -320,7 +338,8 @@ impl Lowering<'_> {
             ActQuant::Block32 => 2,
         };
         let grid = [self.rows(x.buf, 1), Extent::Of(1), Extent::Of(1)];
-        let overrides = vec![("WG", 128), ("RULE", code)];
+        let mut overrides = self.reduction(128);
+        overrides.push(("RULE", code));
         Ok(self.launch(i, (variant, overrides), params, &binds, grid))
     }
 
@@ -416,10 +435,14 @@ impl Lowering<'_> {
                         "i8"
                     }
                 };
-                let shape = self.gemv_shape(if half > 0 { half } else { shard.rows }, k);
-                let rows_each = if half > 0 { 2 } else { shape.rows };
+                let units = if half > 0 { half } else { shard.rows };
+                let rows_each = if half > 0 { 2 } else { 1 };
+                let shape = self.gemv_shape(k.div_ceil(64));
+                // Twelve loads in flight a lane at most, and none that nothing needs.
+                let ahead = k.div_ceil(64).div_ceil(shape.lanes).min(12 / rows_each);
                 let mut overrides = overrides.clone();
-                overrides.extend([("WG", shape.wg), ("LANES", shape.lanes), ("ROWS", rows_each)]);
+                overrides.extend(self.reduction(shape.wg));
+                overrides.extend([("LANES", shape.lanes), ("ROWS", rows_each), ("AHEAD", ahead)]);
                 let params = params::TernaryGemv {
                     rows: shard.rows,
                     half,
@@ -430,7 +453,6 @@ impl Lowering<'_> {
                     out_at,
                     eps: eps_used,
                 };
-                let units = if half > 0 { half } else { shard.rows.div_ceil(shape.rows) };
                 let grid = [
                     Extent::Of(units.div_ceil(shape.wg / shape.lanes)),
                     self.rows(x, 1),
@@ -472,12 +494,13 @@ impl Lowering<'_> {
             let out_at = out.at + shard.row_first;
             let rows = shard.rows;
             let launch = if gemv {
-                let shape = self.gemv_shape(rows, k);
+                let shape = self.gemv_shape(k.div_ceil(16));
                 let params = params::DenseGemv { rows, k, block, x_stride, out_stride, out_at };
-                let rows_each = if rows >= 1 << 15 { 4 } else { shape.rows };
+                let rows_each = if rows >= 1 << 15 { 4 } else { 1 };
                 let per_group = shape.wg / shape.lanes * rows_each;
                 let grid = [Extent::Of(rows.div_ceil(per_group)), self.rows(x, 1), Extent::Of(1)];
-                let overrides = vec![("WG", shape.wg), ("LANES", shape.lanes), ("ROWS", rows_each)];
+                let mut overrides = self.reduction(shape.wg);
+                overrides.extend([("LANES", shape.lanes), ("ROWS", rows_each)]);
                 let variant = self.variant("dense_gemv", &[self.reduce(), name])?;
                 self.launch(i, (variant, overrides), params, &binds, grid)
             } else {
@@ -494,52 +517,34 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn kv_append(&self, i: usize, rope: bool) -> Result<Launch, BackendError> {
+    fn kv_append(&self, i: usize) -> Result<Launch, BackendError> {
         let Op::KvAppend { k, v, layer } = self.plan.ops[i] else {
             return unsupported("fusion of something else than an append");
         };
+        let kv_quads = self.kv_quads()?;
         let params = params::KvAppend {
-            kv_quads: self.kv_quads()?,
+            kv_quads,
             k_stride: self.stride(k.buf),
             k_at: k.at,
             v_stride: self.stride(v.buf),
             v_at: v.at,
-            head_dim: self.plan.kv.head_dim,
         };
-        let mut binds = vec![
+        let binds = [
             (2, Bind::Buf(k.buf, VALUES)),
             (3, Bind::Buf(v.buf, VALUES)),
             (4, Bind::Keys(layer)),
             (5, Bind::Values(layer)),
         ];
-        let mut overrides = vec![];
-        let turn = self.turn(rope, &mut binds, &mut overrides);
-        let grid = [Extent::Of(k.dim.div_ceil(32 * 64)), self.rows(k.buf, 1), Extent::Of(1)];
-        let variant = self.variant("kv_append", &[self.kv(), turn])?;
-        Ok(self.launch(i, (variant, overrides), params, &binds, grid))
+        let grid = [Extent::Of(kv_quads.div_ceil(64)), self.rows(k.buf, 1), Extent::Of(1)];
+        let variant = self.variant("kv_append", &[self.kv()])?;
+        Ok(self.launch(i, (variant, vec![]), params, &binds, grid))
     }
 
-    /// The choice for a rotary embedding on the way, and what it binds and sets.
-    fn turn(
-        &self,
-        rope: bool,
-        binds: &mut Vec<(u32, Bind)>,
-        overrides: &mut Overrides,
-    ) -> &'static str {
-        if !rope {
-            return "as_is";
-        }
-        binds.push((6, Bind::Rope));
-        let interleaved = self.plan.rope.layout == RopeLayout::Interleaved;
-        overrides.push(("PAIRS", self.plan.rope.inv_freq.len() as u32));
-        overrides.push(("INTERLEAVED", u32::from(interleaved)));
-        "rope"
-    }
-
+    /// `append`: the new position is not in the cache yet, and goes there on the way.
     fn attention(
         &self,
         i: usize,
-        rope: bool,
+        append: Option<usize>,
         launches: &mut Vec<Launch>,
     ) -> Result<(), BackendError> {
         let Op::Attention { q, layer, heads, scale, out } = self.plan.ops[i] else {
@@ -550,8 +555,8 @@ impl Lowering<'_> {
         let quads = kv.head_dim / 4;
         let group = heads / kv.kv_heads.max(1);
         let (q_stride, out_stride) = (self.stride(q.buf), self.stride(out.buf));
-        let cache = [(4, Bind::Keys(layer)), (5, Bind::Values(layer))];
-        if !self.decode && quads <= 64 {
+        let mut cache = vec![(4, Bind::Keys(layer)), (5, Bind::Values(layer))];
+        if !self.decode && quads <= 64 && q.at.is_multiple_of(4) && out.at.is_multiple_of(4) {
             let params = params::AttentionPrefill {
                 group,
                 kv_quads,
@@ -563,30 +568,42 @@ impl Lowering<'_> {
             };
             let mut binds = vec![(2, Bind::Buf(q.buf, VALUES)), (3, Bind::Buf(out.buf, VALUES))];
             binds.extend(cache);
-            let grid = [self.rows(q.buf, 32), Extent::Of(heads), Extent::Of(1)];
+            let grid = [self.rows(q.buf, 64), Extent::Of(heads), Extent::Of(1)];
             let variant = self.variant("attention_prefill", &[self.kv()])?;
             let made = (variant, vec![("QUADS", quads)]);
             launches.push(self.launch(i, made, params, &binds, grid));
             return Ok(());
         }
-        let wg = 256;
-        if quads > wg {
-            return unsupported(format!("heads of {} features", kv.head_dim));
+        let wg = self.device.attention_wg();
+        if quads > wg || attention_lanes(kv.head_dim) > 8 || !q.at.is_multiple_of(4) {
+            return unsupported(format!("heads of {} features from {}", kv.head_dim, q.at));
         }
+        let mut overrides = self.reduction(wg);
+        overrides.extend([("QUADS", quads), ("LANES", attention_lanes(kv.head_dim))]);
+        let (mut k_at, mut v_at) = (0, 0);
+        let query = match append.map(|a| &self.plan.ops[a]) {
+            Some(Op::KvAppend { k, v, .. }) => {
+                (k_at, v_at) = (k.at, v.at);
+                cache.push((6, Bind::Rope));
+                let interleaved = self.plan.rope.layout == RopeLayout::Interleaved;
+                overrides.push(("PAIRS", self.plan.rope.inv_freq.len() as u32));
+                overrides.push(("INTERLEAVED", u32::from(interleaved)));
+                "append"
+            }
+            _ => "plain",
+        };
         let params = params::AttentionDecode {
             group,
             kv_quads,
             q_stride,
             q_at: q.at,
+            k_at,
+            v_at,
             out_stride,
             out_at: out.at,
             scale,
         };
-        let lanes = if self.device.has(Need::Subgroups) { 8 } else { 1 };
-        let mut overrides = vec![("WG", wg), ("QUADS", quads), ("LANES", lanes)];
-        let mut cache = cache.to_vec();
-        let turn = self.turn(rope, &mut cache, &mut overrides);
-        let variant = self.variant("attention_decode", &[self.reduce(), self.kv(), turn])?;
+        let variant = self.variant("attention_decode", &[self.reduce(), self.kv(), query])?;
         for when in [When::Whole, When::Split] {
             // Steps of many tokens are never split.
             if when == When::Split && !self.decode {
@@ -622,19 +639,23 @@ impl Lowering<'_> {
         Ok(kv.kv_heads * kv.head_dim / 4)
     }
 
-    /// How a matrix-vector product is spread: enough invocations to keep every load of a small
-    /// matrix in flight at once, few enough workgroups that a fused norm is not made too often.
-    fn gemv_shape(&self, rows: u32, k: u32) -> GemvShape {
-        let _ = (rows, k);
-        GemvShape { wg: 128, lanes: 8, rows: 1 }
+    /// How a product of one vector with rows of `loads` 16-byte loads each is spread: enough
+    /// invocations to have every load of a matrix in flight at once, workgroups large enough that
+    /// a fused norm, which each makes for itself, costs little.
+    fn gemv_shape(&self, loads: u32) -> GemvShape {
+        let lanes: u32 = match loads {
+            0..=64 => 8,
+            65..=128 => 16,
+            _ => 32,
+        };
+        GemvShape { wg: self.device.gemv_wg(), lanes: lanes.min(self.device.run()) }
     }
 }
 
-/// Workgroup size, lanes a row, rows a lane group.
+/// Workgroup size and lanes a row.
 struct GemvShape {
     wg: u32,
     lanes: u32,
-    rows: u32,
 }
 
 /// The planes of a quantised buffer at their bindings.

@@ -47,6 +47,9 @@ pub struct Options {
     pub subgroups: bool,
     /// Use `dot4I8Packed` where there is one.
     pub dot4: bool,
+    /// Ask for no more than WebGPU promises everywhere: 256 invocations and 16 KiB of memory a
+    /// workgroup, bindings of 128 MiB.
+    pub minimum: bool,
     /// Put a row of a known pattern behind every buffer that kernels write, for
     /// [`Gpu::check_guards`].
     pub guards: bool,
@@ -54,7 +57,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { adapter: None, subgroups: true, dot4: true, guards: false }
+        Options { adapter: None, subgroups: true, dot4: true, minimum: false, guards: false }
     }
 }
 

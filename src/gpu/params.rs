@@ -52,10 +52,11 @@ params! {
     /// `shaders/rope.wgsl`.
     Rope { head_dim: u32, pairs: u32, total: u32, interleaved: u32, x_stride: u32, x_at: u32 }
     /// `shaders/kv_append.wgsl`.
-    KvAppend { kv_quads: u32, k_stride: u32, k_at: u32, v_stride: u32, v_at: u32, head_dim: u32 }
+    KvAppend { kv_quads: u32, k_stride: u32, k_at: u32, v_stride: u32, v_at: u32 }
     /// `shaders/attention_decode.wgsl`.
     AttentionDecode {
-        group: u32, kv_quads: u32, q_stride: u32, q_at: u32, out_stride: u32, out_at: u32, scale: f32,
+        group: u32, kv_quads: u32, q_stride: u32, q_at: u32, k_at: u32, v_at: u32, out_stride: u32,
+        out_at: u32, scale: f32,
     }
     /// `shaders/attention_combine.wgsl`.
     AttentionCombine { head_dim: u32, out_stride: u32, out_at: u32 }
