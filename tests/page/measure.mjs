@@ -1,16 +1,18 @@
-// Figures of the writing page on this machine: node tests/page/measure.mjs [--tokens N]
+// Figures of the writing page on this machine: node tests/page/measure.mjs [--tokens N] [--device cpu]
 // For each device: from navigation to the first token, on the first visit and on the second, and
 // the longest task of the page's main thread while text is written. Prints JSON lines.
 import { parseArgs } from 'node:util';
 import { launch, serveWww } from './browser.mjs';
 
-const { values: { tokens } } = parseArgs({ options: { tokens: { type: 'string', default: '100' } } });
+const { values: { tokens, device: devices } } = parseArgs({ options: {
+  tokens: { type: 'string', default: '100' }, device: { type: 'string', multiple: true, default: ['webgpu', 'cpu'] },
+} });
 const server = await serveWww();
 
-for (const device of ['webgpu', 'cpu']) {
+for (const device of devices) {
   const browser = await launch();
   const page = await browser.newPage();
-  page.setDefaultTimeout(300_000);
+  page.setDefaultTimeout(600_000);
   await page.addInitScript((settings) => {
     localStorage.setItem('bitnet-rust:settings', JSON.stringify(settings));
     sessionStorage.clear();
