@@ -10,7 +10,7 @@ const FILES = [
   ...['app', 'bench', 'check', 'dom', 'engine', 'errors', 'fields', 'figures', 'model-picker', 'offline', 'pages',
     'plot', 'settings', 'store', 'theme', 'thread'].map((name) => `js/${name}.js`),
   'pkg/index.js', 'pkg/worker.js',
-  ...['adapter', 'cache', 'default-model', 'download', 'engine', 'errors', 'generation', 'platform', 'progress', 'rpc', 'source',
+  ...['adapter', 'cache', 'crew', 'default-model', 'download', 'engine', 'errors', 'generation', 'platform', 'progress', 'rpc', 'source',
     'store-cache', 'store-opfs', 'wasm'].map((name) => `pkg/lib/${name}.js`),
 ];
 
