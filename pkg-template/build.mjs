@@ -22,7 +22,7 @@ const quick = process.argv.includes('--quick');
 
 /** What a visitor may be made to load. Of it, with gzip: 110 KB template engine, 100 KB tokenizer, 60 KB
  * WebGPU, 40 KB shaders. */
-const BUDGET = { bytes: 1_850_000, gzipBytes: 755_000 };
+const BUDGET = { bytes: 1_900_000, gzipBytes: 775_000 };
 
 /** The two builds of the same code: an engine without an instruction refuses the whole module.
  * Relaxed SIMD is a flag of our crate alone, so that both share what the dependencies compile to. */
