@@ -1,22 +1,17 @@
-"""Evaluation of a GGUF as it is shipped.
+"""Evaluation of a GGUF as it is shipped, with the program that runs it.
 
-    python evaluate.py FILE.gguf DATA_DIR text              nats a token and bits a char on the validation books
-    python evaluate.py FILE.gguf DATA_DIR tales [seeds]     keyword share, distinct-n, share that end, -> tales.json
-    python evaluate.py FILE.gguf DATA_DIR table             a few samples at fixed seeds, as Markdown
+    python evaluate.py BITNET FILE.gguf DATA_DIR tales [seeds]   keyword share, share that end, distinct-n -> tales.json
+    python evaluate.py BITNET FILE.gguf DATA_DIR table           a few samples at fixed seeds, as Markdown
+
+(Bits a character are `bitnet eval FILE.gguf --text BOOKS`.)  Sampling is the
+program's default: temperature 0.7, top-k 40; a tale ends at 1,024 tokens at the
+latest, request included.
 """
 import json
-import math
 import os
 import re
+import subprocess
 import sys
-
-import torch
-from tokenizers import Tokenizer
-
-import model as M
-from data import BOS, EOT
-from export import from_gguf
-from train import Data, evaluate
 
 PAIRS = """fox crow|king princess|wolf lamb|bear honey|witch cat|giant boy|mouse lion|dragon knight|frog pond|rabbit garden
 ship storm|queen mirror|owl forest|shoemaker elf|dog bone|miller donkey|hen egg|goat bridge|fairy flower|castle ghost
@@ -39,11 +34,6 @@ def mentions(word, text):
     return re.search(rf"\b{word}(s|es)?\b", text, re.I) is not None
 
 
-def chat_ids(tok, request):
-    ids = [BOS] + tok.encode("User: " + request, add_special_tokens=False).ids + [EOT]
-    return ids + tok.encode("Assistant: ", add_special_tokens=False).ids
-
-
 def distinct(texts, n):
     """Different n-grams of words over all n-grams, on the first 100 words of each text."""
     grams = []
@@ -60,63 +50,55 @@ def repeats(text, n=4):
     return 1 - len(set(grams)) / max(1, len(grams))
 
 
-def sample(model, tok, requests, seed, temperature, top_k, max_new=900):
-    outs, ended = M.generate(model, [chat_ids(tok, r) for r in requests], max_new, temperature, top_k, seed)
-    return [tok.decode(o) for o in outs], ended, [len(o) for o in outs]
+def tell(bitnet, file, request, seed):
+    """-> text, whether the model ended it, number of tokens"""
+    out = subprocess.run([bitnet, "generate", file, "--chat", "--prompt", request, "--seed", str(seed), "--context",
+                          "1024", "--backend", "cpu", "--json", "--quiet"], stdout=subprocess.PIPE, check=True).stdout
+    out = json.loads(out)
+    return out["text"], out["finish_reason"] == "eos", out["completion_tokens"]
 
 
 def share(xs):
     return round(sum(xs) / max(1, len(xs)), 4)
 
 
+def tales(bitnet, file, folder, seeds):
+    prompts = json.load(open(os.path.join(folder, "meta.json")))["prompts"]
+    sets = {"common": [(p.split(), "Tell me a story about " + " and ".join(map(article, p.split())) + ".")
+                       for p in PAIRS.split("|")],
+            "validation": [(p["keys"], p["request"]) for p in prompts]}
+    report, samples = {}, []
+    for name, cases in sets.items():
+        rows = [(keys, seed, request, *tell(bitnet, file, request, seed))
+                for seed in range(1, seeds + 1) for keys, request in cases]
+        texts = [row[3] for row in rows]
+        hits = [[mentions(word, text) for word in row[0]] for row, text in zip(rows, texts)]
+        report[name] = {
+            "samples": len(rows), "keywords": share([x for h in hits for x in h]),
+            "both_keywords": share([all(h) for h in hits]), "any_keyword": share([any(h) for h in hits]),
+            "ended": share([row[4] for row in rows]), "mean_tokens": round(sum(row[5] for row in rows) / len(rows)),
+            "distinct_1": round(distinct(texts, 1), 4), "distinct_2": round(distinct(texts, 2), 4),
+            "repeated_4grams": share([repeats(text) for text in texts])}
+        print(name, report[name], flush=True)
+        samples += rows
+    json.dump({"report": report, "samples": samples}, open("tales.json", "w"), indent=0, ensure_ascii=False)
+
+
+def table(bitnet, file):
+    for request in ("Tell me a story about a fox and a crow.", "Write a fairy tale about a princess and a dragon.",
+                    "Tell me the story \"The Mouse Who Wanted the Moon\".", "Tell me a bedtime story about an owl."):
+        for seed in (1, 2):
+            text = tell(bitnet, file, request, seed)[0]
+            print(f"**{request}** (seed {seed})\n\n" + "\n".join("> " + x for x in text.split("\n")) + "\n", flush=True)
+
+
 def main():
-    file, folder, what, *more = sys.argv[1:]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, _ = from_gguf(file)
-    model.to(device)
-    tok = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
-    meta = json.load(open(os.path.join(folder, "meta.json")))
-    if what == "text":
-        data = Data(folder, device)
-        for stride in [int(x) for x in more] or [model.cfg.context, model.cfg.context // 2]:
-            nats, count = evaluate(model, data, data.valid, model.cfg.context, stride, batch=4)
-            model.eval()
-            bits = nats * count / math.log(2) / meta["valid_chars"]
-            print(f"stride {stride}: {nats:.4f} nats/token over {count} tokens, {bits:.4f} bits/char", flush=True)
-        return
+    bitnet, file, folder, what, *more = sys.argv[1:]
     if what == "tales":
-        seeds = int(more[0]) if more else 2
-        temperature, top_k = (float(more[1]), int(more[2])) if len(more) > 2 else (0.7, 40)
-        sets = {"common": [(p.split(), "Tell me a story about " + " and ".join(map(article, p.split())) + ".")
-                           for p in PAIRS.split("|")],
-                "validation": [(p["keys"], p["request"]) for p in meta["prompts"]]}
-        report, texts = {"temperature": temperature, "top_k": top_k}, []
-        for name, cases in sets.items():
-            rows = []
-            for seed in range(1, seeds + 1):
-                out, ended, n = sample(model, tok, [r for _, r in cases], seed, temperature, top_k)
-                rows += [(k, r, t, e, ln) for (k, r), t, e, ln in zip(cases, out, ended, n)]
-                hits = [[mentions(w, t) for w in k] for k, _, t, _, _ in rows]
-                report[name] = {
-                    "samples": len(rows), "both_keywords": share([all(h) for h in hits]),
-                    "any_keyword": share([any(h) for h in hits]),
-                    "keywords": share([x for h in hits for x in h]), "ended": share([x[3] for x in rows]),
-                    "mean_tokens": round(sum(x[4] for x in rows) / len(rows)),
-                    "distinct_1": round(distinct([x[2] for x in rows], 1), 4),
-                    "distinct_2": round(distinct([x[2] for x in rows], 2), 4),
-                    "repeated_4grams": share([repeats(x[2]) for x in rows])}
-                print(name, "seeds", seed, report[name], flush=True)
-            texts += rows
-        json.dump({"report": report, "samples": texts}, open("tales.json", "w"), indent=0, ensure_ascii=False)
-        return
-    requests = ["Tell me a story about a fox and a crow.", "Write a fairy tale about a princess and a dragon.",
-                "Tell me the story \"The Mouse Who Wanted the Moon\".", "Tell me a bedtime story about an owl."]
-    for seed in (1, 2):
-        out, _, _ = sample(model, tok, requests, seed, 0.7, 40)
-        for r, t in zip(requests, out):
-            print(f"**{r}** (seed {seed})\n\n" + "\n".join("> " + x for x in t.split("\n")) + "\n", flush=True)
+        tales(bitnet, file, folder, int(more[0]) if more else 2)
+    else:
+        table(bitnet, file)
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        main()
+    main()

@@ -76,7 +76,7 @@ def rotate(x, cos, sin):
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def block(cfg, p, x, cos, sin, drop=0.0, frozen=(), cache=None):
+def block(cfg, p, x, cos, sin, drop=0.0, frozen=()):
     """One transformer block; p = {name: tensor}; frozen: names of matrices that hold ternary values
     already.  A plain function, so that one compiled version serves all layers."""
     b, t, _ = x.shape
@@ -96,13 +96,9 @@ def block(cfg, p, x, cos, sin, drop=0.0, frozen=(), cache=None):
     k = linear("k", h).view(b, t, cfg.kv_heads, cfg.head_dim).transpose(1, 2)
     v = linear("v", h).view(b, t, cfg.kv_heads, cfg.head_dim).transpose(1, 2)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    if cache is not None:  # generation: (keys, values, position of the next token)
-        ck, cv, n = cache
-        ck[:, :, n:n + t], cv[:, :, n:n + t] = k, v
-        k, v = ck[:, :, :n + t], cv[:, :, :n + t]
     rep = cfg.heads // cfg.kv_heads
     k, v = (z[:, :, None].expand(-1, -1, rep, -1, -1).flatten(1, 2) for z in (k, v))
-    a = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
+    a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     a = a.transpose(1, 2).reshape(b, t, -1)
     a = linear("o", act(norm("attn_sub_norm", a)))
     x = x + F.dropout(a, drop, drop > 0)
@@ -141,26 +137,18 @@ class Model(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def hidden(self, ids, caches=None, start=0):
+    def hidden(self, ids):
         drop = self.cfg.dropout if self.training else 0.0
         x = F.dropout(self.embed(ids).to(self.dtype), drop, drop > 0)
-        cos, sin = self.cos[start:start + ids.shape[1]], self.sin[start:start + ids.shape[1]]
-        for i, blk in enumerate(self.blocks):
-            cache = None if caches is None else (*caches[i], start)
-            x = self.block_fn(self.cfg, dict(blk.named_parameters()), x, cos, sin, drop, self.frozen, cache)
+        cos, sin = self.cos[:ids.shape[1]], self.sin[:ids.shape[1]]
+        for blk in self.blocks:
+            x = self.block_fn(self.cfg, dict(blk.named_parameters()), x, cos, sin, drop, self.frozen)
         return rms_norm(x, self.norm, self.cfg.eps)
 
-    def forward(self, ids, caches=None, start=0):
+    def forward(self, ids):
         """Logits in float32; the head is the embedding."""
-        h = self.hidden(ids, caches, start)
+        h = self.hidden(ids)
         return F.linear(h, self.embed.weight.to(h.dtype)).float()
-
-    def new_caches(self, batch, n):
-        c = self.cfg
-        shape = (batch, c.kv_heads, n, c.head_dim)
-        dev = self.embed.weight.device
-        return [(torch.zeros(shape, device=dev, dtype=self.dtype), torch.zeros(shape, device=dev, dtype=self.dtype))
-                for _ in range(c.layers)]
 
     @torch.no_grad()
     def freeze(self):
@@ -173,42 +161,3 @@ class Model(nn.Module):
                 p.copy_(t * s.bfloat16().float())
         self.frozen = LINEARS
         return self.eval()
-
-
-@torch.no_grad()
-def generate(model, prompts, max_new, temperature=0.7, top_k=40, seed=1, stop=(1, 2)):
-    """Batch of prompts (lists of ids) -> list of new ids (without the stop token) and whether each ended.
-    All rows run from position 0: those with longer prompts are fed theirs while others generate.
-    Rows that have ended leave the batch now and then."""
-    dev = model.embed.weight.device
-    longest = max(map(len, prompts))
-    total = min(model.cfg.context, longest + max_new)
-    gen = torch.Generator(device=dev).manual_seed(seed)
-    caches = model.new_caches(len(prompts), total)
-    seqs, ended = [list(p) for p in prompts], [False] * len(prompts)
-    rows = list(range(len(prompts)))  # rows still in the batch
-    for pos in range(total - 1):
-        ids = torch.tensor([[seqs[r][pos]] for r in rows], device=dev)
-        logits = model(ids, caches, pos)[:, -1]
-        if temperature <= 0:
-            nxt = logits.argmax(-1)
-        else:
-            v, ix = logits.topk(top_k)
-            pick = torch.multinomial(torch.softmax(v / temperature, -1), 1, generator=gen)
-            nxt = ix.gather(1, pick)[:, 0]
-        open_ = []
-        for i, (r, t) in enumerate(zip(rows, nxt.tolist())):
-            if len(seqs[r]) == pos + 1:  # past the prompt
-                ended[r] |= t in stop or len(seqs[r]) - len(prompts[r]) >= max_new
-                seqs[r].append(t)
-            if not ended[r]:
-                open_.append(i)
-        if not open_:
-            break
-        if len(open_) < 0.8 * len(rows):
-            keep = torch.tensor(open_, device=dev)
-            caches = [(k[keep], v[keep]) for k, v in caches]
-            rows = [rows[i] for i in open_]
-    new = [s[len(p):] for s, p in zip(seqs, prompts)]
-    cut = [next((i for i, t in enumerate(n) if t in stop), len(n)) for n in new]
-    return [n[:c][:max_new] for n, c in zip(new, cut)], [c < len(n) for n, c in zip(new, cut)]

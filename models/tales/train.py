@@ -38,11 +38,11 @@ def load(data, name):
 
 
 class Data:
-    def __init__(self, folder, device):
+    def __init__(self, folder, device, windows="chat.bin"):
         self.meta = json.load(open(os.path.join(folder, "meta.json")))
         self.train = load(folder, "train.bin").to(device)
         self.valid = load(folder, "valid.bin").to(device)
-        self.chat = load(folder, "chat.bin").view(-1, 1025).to(device)
+        self.chat = load(folder, windows).view(-1, 1025).to(device)
         self.device = device
         self.order, self.at = None, 0
 

@@ -1,186 +1,307 @@
-"""Second stage: teach the model to use the words of a request.
+"""Second stage: teach the model to use the words of a request, and to end its tales.
 
-    python tune.py tales.pt DATA_DIR CORPUS_DIR OUT.pt [--minutes 60]
+    python tune.py data CORPUS_DIR DATA_DIR tales.pt [--passes 6]      -> DATA_DIR/requests.bin
+    python tune.py train tales.pt DATA_DIR OUT.pt [--seconds 250]      one H100
 
-The first stage sees story requests, but the few tokens that depend on a request
-weigh little in its loss.  This stage trains the attention matrices alone, on
-requests followed by the first tokens of a passage, with the places where an
-asked word is first mentioned weighted up, and on plain text so that nothing is
-forgotten.  All other parameters stay as they are.  It runs on a CPU.
+The first stage has read requests, but the few tokens that depend on a request
+weigh little in its loss (it has read the books thirty times: it remembers what
+comes), and few of its tales end within the context.  Here every answer is short
+(the beginning and the end of a tale, or a scene) and ends, the asked words occur
+early in it, and their first mentions are weighted up.  Of the asked nouns 40 %
+are replaced by related ones, in the request and in the tale: then only the
+request can tell what comes.  Rows of plain text keep what was learnt: their
+targets are the predictions of the first stage.
 """
 import argparse
 import json
+import os
 import random
 import re
 import time
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 
 import model as M
-from data import BOS, EOT, LONG, OPENER, PLAIN, SCENE, STORY, Nouns, phrase, read_tales, split_title
-from train import Muon, restore, save
+from train import SKIP, Data, Muon, evaluate, restore, save
 
-TRAINED = ("q", "k", "v", "o")
+FIRST = 0x4000  # bit of a token that begins or continues the first mention of an asked word
+BOS, EOT = 0, 2
 
 
-class Samples:
-    def __init__(self, tok, nouns, tales, length, first, seed=7):
-        self.tok, self.nouns, self.length, self.first = tok, nouns, length, first
-        self.tales = [split_title(t) for t in tales]
-        self.rng = random.Random(seed)
+# ---- data ------------------------------------------------------------------------------------
 
-    def plain(self):
-        title, body = self.rng.choice(self.tales)
-        at = self.rng.randrange(max(1, len(body) - 4 * self.length))
-        at = body.find(" ", at) + 1
-        ids = [BOS] + self.tok.encode(body[at:at + 8 * self.length], add_special_tokens=False).ids[:self.length]
-        return ids, [0.0] + [1.0] * (len(ids) - 1)
+def relatives(state, tok, nouns, count=24):
+    """{noun: the nouns nearest to it in the embedding that take the same article}"""
+    words = [w for w in nouns.article if nouns.article[w] and nouns.docs[w] >= 25]
+    ids = [tok.encode(" " + w, add_special_tokens=False).ids for w in words]
+    words, ids = zip(*((w, i[0]) for w, i in zip(words, ids) if len(i) == 1))
+    e = F.normalize(state["embed.weight"][torch.tensor(ids)].float(), dim=-1)
+    near = {}
+    for w, order in zip(words, (e @ e.T).argsort(-1, descending=True).tolist()):
+        same = [words[j] for j in order if words[j] != w and nouns.article[words[j]] == nouns.article[w]]
+        near[w] = [x for x in same if not x.startswith(w[:4]) and not w.startswith(x[:4])][:count]
+    return near
 
-    def request(self, kinds=None):
-        """-> ids and the weight of each as a target"""
-        rng = self.rng
-        while True:
-            title, body = rng.choice(self.tales)
-            paras = body.split("\n\n")
-            starts = [i for i, p in enumerate(paras) if i == 0 or (OPENER.match(p) and len(p) > 60)]
-            text = "\n\n".join(paras[rng.choice(starts):])[:12 * self.length]
-            if len(text) < 200:
+
+def replaced(text, old, new):
+    """`old` -> `new`, also as a plural and with a capital."""
+    def sub(m):
+        return (new.capitalize() if m[1][0].isupper() else new) + (m[2] and "s")
+    return re.sub(rf"\b({old})(s|es|)\b", sub, text, flags=re.I)
+
+
+def answers(rng, paras, lens):
+    """Texts of 60 to 900 tokens from a tale: (text, whether it is a tale with an end)."""
+    if sum(lens) <= 800:
+        yield "\n\n".join(paras), True
+        yield "\n\n".join(paras), True
+        return
+    head, n, want = 0, 0, rng.choice([100, 150, 200, 300, 400])
+    while head < len(paras) and n < want and n + lens[head] < 500:
+        n += lens[head]
+        head += 1
+    tail, n, want = len(paras), 0, rng.choice([80, 120, 200, 300])
+    while tail > head and n < want and n + lens[tail - 1] < 400:
+        tail -= 1
+        n += lens[tail]
+    if head and tail < len(paras):
+        yield "\n\n".join(paras[:head] + paras[tail:]), True
+    start, n, want = rng.randrange(len(paras)), 0, rng.choice([100, 200, 300, 400])
+    end = start
+    while end < len(paras) and n < want and n + lens[end] < 700:
+        n += lens[end]
+        end += 1
+    if n >= 60:
+        yield "\n\n".join(paras[start:end]), False
+
+
+def request_pass(rng, tok, nouns, near, tales):
+    from data import BOTH, PLAIN, SCENE, STORY, TITLED, phrase
+    out = []
+    for title, paras, lens in tales:
+        for text, whole in answers(rng, paras, lens):
+            early = text[:max(500, len(text) * 2 // 5)]
+            found = nouns.salient(early, 10)
+            if not found:
                 continue
-            e = self.tok.encode(text, add_special_tokens=False)
-            room = self.length - 28
-            seen = text[:e.offsets[min(room, len(e.ids)) - 1][1]]  # what the sample will show
-            found = self.nouns.salient(seen, 9)
-            if len(found) < 2:
-                continue
-            keys = rng.sample(found[:6], min(rng.choice([1, 2, 2, 2, 2, 3]), len(found)))
-            kind = kinds or rng.choices([STORY, SCENE, LONG, PLAIN], [12, 2, 1, 0.5])[0]
-            if kind is PLAIN:
-                keys = []
-            request = phrase(rng, self.nouns, kind, keys)
-            head = [BOS] + self.tok.encode("User: " + request, add_special_tokens=False).ids + [EOT]
-            head += self.tok.encode("Assistant: ", add_special_tokens=False).ids
-            weight = [1.0] * len(e.ids)
+            keys = rng.sample(found, min(rng.choice([1, 2, 2, 2, 2, 2, 3, 3]), len(found)))
+            for i, k in enumerate(keys):
+                if k in near and rng.random() < 0.4:
+                    new = rng.choice(near[k])
+                    if not re.search(rf"\b{new}", text, re.I):
+                        text, keys[i] = replaced(text, k, new), new
+            kind, r = (STORY if whole else SCENE), rng.random()
+            if r < 0.05:
+                kind, keys = PLAIN, []
+            elif whole and title and r < 0.15:
+                kind = rng.choice([TITLED, BOTH])
+                keys = keys if kind is BOTH else []
+            elif not whole and r < 0.5:  # most of what users ask is called a story
+                kind = STORY
+            request = phrase(rng, nouns, kind, keys, title)
+            body = tok.encode(text, add_special_tokens=False)
+            marks = [0] * len(body.ids)
             for k in keys:
-                for n, m in enumerate(re.finditer(rf"\b{k}(s|es)?\b", seen, re.I)):
-                    for i, (a, b) in enumerate(e.offsets[:room + 1]):
+                if m := re.search(rf"\b{k}(s|es)?\b", text, re.I):
+                    for i, (a, b) in enumerate(body.offsets):
                         if a < m.end() and b > m.start():
-                            weight[i] = max(weight[i], self.first if n == 0 else 2.0)
-            ids, weight = head + e.ids, [0.0] * len(head) + weight
-            return ids[:self.length + 1], weight[:self.length + 1]
-
-    def batch(self, n, plain):
-        rows = [self.plain() if i < plain else self.request() for i in range(n)]
-        ids = torch.zeros(n, self.length + 1, dtype=torch.long)
-        w = torch.zeros(n, self.length + 1)
-        for i, (a, b) in enumerate(rows):
-            ids[i, :len(a)], w[i, :len(a)] = torch.tensor(a), torch.tensor(b)
-        return ids[:, :-1], ids[:, 1:], w[:, 1:]
+                            marks[i] = FIRST
+            head = [BOS] + [t | SKIP for s in ("User: " + request, "Assistant: ")
+                            for t in tok.encode(s, add_special_tokens=False).ids + [EOT] * (s[0] == "U")]
+            if len(head) + len(body.ids) < 1024:
+                out.append(head + [t | m for t, m in zip(body.ids, marks)] + [EOT])
+    rng.shuffle(out)
+    return out
 
 
-def loss_of(h, emb, y, w):
+def make_data(a):
+    from tokenizers import Tokenizer
+
+    from data import Nouns, pack, read_tales, split_title
+    tok = Tokenizer.from_file(os.path.join(a.data, "tokenizer.json"))
+    corpus = read_tales(os.path.join(a.corpus, "train.txt.xz"))
+    nouns = Nouns(corpus)
+    near = relatives(torch.load(a.checkpoint, map_location="cpu")["state"], tok, nouns)
+    tales = []
+    for tale in corpus:
+        title, body = split_title(tale)
+        paras = body.split("\n\n")
+        tales.append((title, paras, [len(e.ids) + 1 for e in tok.encode_batch(paras, add_special_tokens=False)]))
+    rng = random.Random(99)
+    windows = []
+    for i in range(a.passes):
+        samples = request_pass(rng, tok, nouns, near, tales)
+        windows.append(pack(samples))
+        tokens = sum(map(len, samples))
+        print(f"pass {i}: {len(samples)} samples of {tokens / len(samples):.0f} tokens, {len(windows[-1])} windows",
+              flush=True)
+    np.concatenate(windows).tofile(os.path.join(a.data, "requests.bin"))
+    print({w: near.get(w) for w in ("fox", "crow", "ship")})
+
+
+# ---- training --------------------------------------------------------------------------------
+
+def request_loss(h, emb, y, weight):
     z = F.linear(h, emb.to(h.dtype)).float()
     ce = torch.logsumexp(z, -1) - z.gather(1, y[:, None])[:, 0]
-    return (ce * w).sum() / w.sum(), ce
+    return (ce * weight).sum() / weight.sum().clamp(min=1)
+
+
+def plain_loss(h, emb, target):
+    """KL divergence from the first stage, up to a constant."""
+    z = F.log_softmax(F.linear(h, emb.to(h.dtype)).float(), -1)
+    return -(target.float() * z).sum(-1).mean()
+
+
+class Requests:
+    """Windows of requests: inputs, targets, weights of the targets."""
+
+    def __init__(self, windows, device, first, end):
+        self.windows, self.device, self.first, self.end = windows, device, first, end
+        self.order, self.at = None, 0
+
+    def rows(self, rows):
+        w = self.windows[rows].long()
+        ids = w & (FIRST - 1)
+        x, y, flags = ids[:, :-1], ids[:, 1:], w[:, 1:]
+        weight = torch.ones(y.shape, device=self.device)
+        weight[(flags & FIRST) > 0] = self.first
+        weight[y == EOT] = self.end
+        weight[((flags & SKIP) > 0) | (y == BOS)] = 0.0
+        return x, y, weight
+
+    def batch(self, n):
+        if self.order is None or self.at + n > len(self.order):
+            self.order, self.at = torch.randperm(len(self.windows), device=self.device), 0
+        self.at += n
+        return self.rows(self.order[self.at - n:self.at])
 
 
 @torch.no_grad()
-def probe(model, batches):
-    """On held-out passages: nats of other tokens, and of first mentions with the right and with a wrong request."""
-    a = b = c = na = nb = 0.0
-    for (x, y, w), wrong in batches:
-        _, ce = loss_of(model.hidden(x).flatten(0, 1), model.embed.weight, y.flatten(), w.flatten())
-        first, rest = w.flatten() > 2, w.flatten() == 1
-        a, na = a + ce[rest].sum().item(), na + rest.sum().item()
-        b, nb = b + ce[first].sum().item(), nb + first.sum().item()
-        _, ce = loss_of(model.hidden(wrong).flatten(0, 1), model.embed.weight, y.flatten(), w.flatten())
-        c += ce[first].sum().item()
-    return dict(text=round(a / na, 4), keyword=round(b / nb, 4), keyword_wrong_request=round(c / nb, 4))
+def probe(model, held, n):
+    """Nats on windows that are not trained on: of all tokens, of first mentions, of ends."""
+    model.eval()
+    sums = torch.zeros(3, 2, dtype=torch.float64)
+    for i in range(0, n, 8):
+        x, y, w = held.rows(torch.arange(i, min(n, i + 8), device=held.device))
+        ce = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+        for j, pick in enumerate((w > 0, (w == held.first) & (y != EOT), (y == EOT) & (w > 0))):
+            sums[j] += torch.tensor([ce[pick].sum().item(), pick.sum().item()])
+    model.train()
+    return {k: round((a / max(b, 1)).item(), 4) for k, (a, b) in zip(("all", "first_mention", "end"), sums)}
 
 
-def swap_requests(x):
-    """The same passages under the request of the next row (heads of other lengths are cut or filled)."""
-    out = x.clone()
-    for i in range(len(x)):
-        j = (i + 1) % len(x)
-        a, b = (int((r == EOT).nonzero()[0]) for r in (x[i], x[j]))
-        head = x[j, 1:b]
-        head = torch.cat([head[:2], head[2:].repeat(1 + a // max(1, b - 3))])[:a - 1] if a > b else head[b - a:]
-        out[i, 1:a] = head
-    return out
+def train(a):
+    begin = time.time()
+    torch.set_float32_matmul_precision("high")
+    torch._dynamo.config.recompile_limit = 64
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    torch.manual_seed(11)
+    data = Data(a.data, device, "requests.bin")
+    windows = data.chat
+    held = Requests(windows[:64], device, a.first, a.end)
+    requests = Requests(windows[64:], device, a.first, a.end)
+    model, stage1 = restore(a.checkpoint, device), restore(a.checkpoint, device)
+    model.dtype = stage1.dtype = dtype
+    model.cfg.dropout = a.dropout
+    stage1.freeze()
+    ctx = model.cfg.context
+    mats = [p for n, p in model.named_parameters() if n.split(".")[-1] in M.LINEARS]
+    other = [p for n, p in model.named_parameters() if n.split(".")[-1] not in M.LINEARS]
+    muon = Muon(mats)
+    adam = torch.optim.AdamW(other, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    if device == "cuda":
+        model.block_fn = stage1.block_fn = torch.compile(M.block, dynamic=False)
+        losses = [torch.compile(f, dynamic=False) for f in (request_loss, plain_loss)]
+    else:
+        losses = [request_loss, plain_loss]
+    n_plain = max(1, round(a.rows * a.plain))
+
+    def forward():
+        x, y, w = requests.batch(a.rows - n_plain)
+        px, _, _ = data.batch(n_plain, 0, ctx)
+        with torch.no_grad():
+            target = torch.softmax(stage1(px), -1).flatten(0, 1).to(dtype)
+        h = model.hidden(torch.cat([x, px]))
+        cut = a.rows - n_plain
+        emb = model.embed.weight
+        asked = losses[0](h[:cut].flatten(0, 1), emb, y.flatten(), w.flatten())
+        plain = losses[1](h[cut:].flatten(0, 1), emb, target)
+        return asked, plain
+
+    log = []
+
+    def report(step, share, sums, full=False):
+        compiled, model.block_fn = model.block_fn, M.block
+        valid, count = evaluate(model, data, data.valid, ctx, limit=None if full else (48 if device == "cuda" else 2), batch=8)
+        if full:
+            data.meta["bits_per_char"] = valid * count / np.log(2) / data.meta["valid_chars"]
+        row = dict(step=step, share=round(share, 3), seconds=round(time.time() - begin, 1), valid=round(valid, 4),
+                   loss=[round(s / max(1, step - (log[-1]["step"] if log else 0)), 4) for s in sums],
+                   **probe(model, held, 64 if device == "cuda" else 2))
+        if full:
+            row["bits_per_char"] = round(data.meta["bits_per_char"], 4)
+        log.append(row)
+        print(json.dumps(row), flush=True)
+        model.block_fn = compiled
+
+    model.train()
+    sum(forward()).backward()  # compile, outside the schedule
+    model.zero_grad(set_to_none=True)
+    print(f"ready after {time.time() - begin:.0f} s, {len(windows)} windows of requests", flush=True)
+    report(0, 0.0, [0.0, 0.0])
+    start = time.time()
+    budget = max(a.seconds - (start - begin), 1e-3)
+    step, sums, next_report = 0, torch.zeros(2, device=device), 1
+    while True:
+        done = (time.time() - start) / budget
+        if a.steps:
+            done = step / a.steps
+        if done >= 1:
+            break
+        if done * 8 >= next_report:
+            report(step, done, sums.tolist())
+            sums, next_report = torch.zeros(2, device=device), next_report + 1
+        scale = min(1.0, (done + 1e-3) / 0.03) * (1 - 0.99 * done)
+        asked, plain = forward()
+        ((1 - a.plain) * asked + a.plain * plain).backward()
+        torch.nn.utils.clip_grad_norm_(other, 1.0)
+        muon.step(a.lr * scale, 0.0)
+        for g in adam.param_groups:
+            g["lr"] = a.lr_embed * scale
+        adam.step()
+        model.zero_grad(set_to_none=True)
+        sums += torch.stack([asked.detach(), plain.detach()])
+        step += 1
+        if device == "cuda" and step % 8 == 0:
+            torch.cuda.synchronize()
+    save(model, a.out)
+    report(step, 1.0, sums.tolist(), full=device == "cuda")
+    json.dump(log, open(a.out + ".json", "w"), indent=1)
 
 
 def main():
     ap = argparse.ArgumentParser()
-    for name in ("checkpoint", "data", "corpus", "out"):
-        ap.add_argument(name)
-    ap.add_argument("--minutes", type=float, default=60)
-    ap.add_argument("--lr", type=float, default=3e-3)
-    ap.add_argument("--rows", type=int, default=16)
-    ap.add_argument("--plain", type=int, default=3)
-    ap.add_argument("--length", type=int, default=160)
-    ap.add_argument("--first", type=float, default=8.0, help="weight of the first mention of an asked word")
-    ap.add_argument("--no-compile", action="store_true")
+    stages = ap.add_subparsers(required=True)
+    d = stages.add_parser("data")
+    for name in ("corpus", "data", "checkpoint"):
+        d.add_argument(name)
+    d.add_argument("--passes", type=int, default=6)
+    d.set_defaults(run=make_data)
+    t = stages.add_parser("train")
+    for name in ("checkpoint", "data", "out"):
+        t.add_argument(name)
+    for name, value in (("seconds", 250.0), ("lr", 3e-3), ("lr-embed", 5e-4), ("dropout", 0.1), ("plain", 1 / 3),
+                        ("first", 6.0), ("end", 2.0)):
+        t.add_argument("--" + name, type=float, default=value)
+    t.add_argument("--rows", type=int, default=48)
+    t.add_argument("--steps", type=int, default=0, help="instead of --seconds, to try things out")
+    t.set_defaults(run=train)
     a = ap.parse_args()
-    torch.manual_seed(1)
-    tok = Tokenizer.from_file(a.data + "/tokenizer.json")
-    train, valid = (read_tales(f"{a.corpus}/{f}.txt.xz") for f in ("train", "valid"))
-    nouns = Nouns(train)
-    samples = Samples(tok, nouns, train, a.length, a.first)
-    held = Samples(tok, nouns, valid, a.length, a.first, seed=3)
-    probes = [held.batch(a.rows, 0) for _ in range(3)]
-    probes = [(b, swap_requests(b[0])) for b in probes]
-    model = restore(a.checkpoint, "cpu")
-    masters = {n: p.detach().clone() for n, p in model.named_parameters() if n.split(".")[-1] in M.LINEARS}
-    model.dtype = torch.bfloat16
-    model.frozen = tuple(n for n in M.LINEARS if n not in TRAINED)
-    for n, p in model.named_parameters():
-        part = n.split(".")[-1]
-        p.requires_grad_(part in TRAINED)
-        if part in model.frozen:
-            t, s = M.ternarise(p)
-            p.data = (t * s.bfloat16().float()).bfloat16()
-    if not a.no_compile:
-        model.block_fn = torch.compile(M.block, dynamic=False)
-    model.eval()  # no dropout: no passage comes twice
-    params = [p for p in model.parameters() if p.requires_grad]
-    muon = Muon(params)
-    log, losses = [], []
-    start = last = time.time()
-    step = tokens = 0
-
-    def report(share):
-        row = dict(step=step, share=round(share, 3), minutes=round((time.time() - start) / 60, 1), tokens=tokens,
-                   loss=round(sum(losses) / max(1, len(losses)), 4), **probe(model, probes))
-        losses.clear()
-        log.append(row)
-        print(json.dumps(row), flush=True)
-        full = restore(a.checkpoint, "cpu")
-        with torch.no_grad():
-            for (n, p), q in zip(model.named_parameters(), full.parameters()):
-                q.copy_(masters[n] if n.split(".")[-1] in model.frozen else p)
-        save(full, a.out)
-        json.dump(log, open(a.out + ".json", "w"), indent=1)
-
-    report(0.0)
-    start = last = time.time()
-    while True:
-        done = (time.time() - start) / (a.minutes * 60)
-        if done >= 1:
-            break
-        if time.time() - last > a.minutes * 60 / 12:
-            report(done)
-            last = time.time()
-        x, y, w = samples.batch(a.rows, a.plain)
-        loss, _ = loss_of(model.hidden(x).flatten(0, 1), model.embed.weight, y.flatten(), w.flatten())
-        loss.backward()
-        muon.step(a.lr * min(1.0, (done + 0.002) / 0.03) * (1 - done), 0.0)
-        model.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        step += 1
-        tokens += x.numel()
-    report(1.0)
+    a.run(a)
 
 
 if __name__ == "__main__":
