@@ -95,6 +95,7 @@ pub fn bench(args: BenchArgs) -> Result<(), Failure> {
             "api": caps.api,
             "threads": caps.threads,
             "load_ms": load_ms,
+            "context": args.prompt_tokens,
             "prompt_tokens": args.prompt_tokens,
             "tokens": args.tokens,
             "repetitions": args.repetitions,

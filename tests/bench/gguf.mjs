@@ -10,6 +10,7 @@ import { pathToFileURL } from 'node:url';
 /** hidden, layers, heads, kv heads, ffn, vocabulary. */
 export const SHAPES = {
   small: [768, 12, 12, 4, 2048, 32000],
+  '2b4t': [2560, 30, 20, 5, 6912, 128256],
   // Four layers of BitNet-2B-4T under a small head: a token's time is that of its ternary matrices.
   '2b4t-layers': [2560, 4, 20, 5, 6912, 4096],
 };

@@ -79,18 +79,18 @@ unsafe fn tile<S: Simd, const T: usize>(
                 let groups = k / 32;
                 for first in (0..groups).step_by(S::FLOATS) {
                     let count = S::FLOATS.min(groups - first);
-                    let scales: [_; ROWS] = std::array::from_fn(|r| {
+                    // Plain loops: closures would not have the instructions.
+                    let mut scales = [[0.0f32; 16]; ROWS];
+                    for r in 0..ROWS {
                         let d = &d[row(r) * groups + first..][..count];
-                        let mut scales = [0.0f32; 16];
                         if count == S::FLOATS {
-                            S::store_f32(scales.as_mut_ptr(), S::load_f16(d.as_ptr()));
+                            S::store_f32(scales[r].as_mut_ptr(), S::load_f16(d.as_ptr()));
                         } else {
-                            for (scale, &d) in scales.iter_mut().zip(d) {
+                            for (scale, &d) in scales[r].iter_mut().zip(d) {
                                 *scale = half_to_f32(d);
                             }
                         }
-                        scales
-                    });
+                    }
                     for group in first..first + count {
                         for r in 0..ROWS {
                             let row = q.as_ptr().add(row(r) * k + group * 32);
@@ -100,9 +100,10 @@ unsafe fn tile<S: Simd, const T: usize>(
                             let d = S::splat(scales[r][group - first]);
                             // One multiplication by the scale a group, not one a register.
                             let w = S::load_i8(row);
-                            let mut parts: [_; T] = std::array::from_fn(|t| {
-                                S::mul(w, S::load_f32(x_at[t].add(group * 32)))
-                            });
+                            let mut parts = [d; T];
+                            for t in 0..T {
+                                parts[t] = S::mul(w, S::load_f32(x_at[t].add(group * 32)));
+                            }
                             for i in (S::FLOATS..32).step_by(S::FLOATS) {
                                 let w = S::load_i8(row.add(i));
                                 for t in 0..T {

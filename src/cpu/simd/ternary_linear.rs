@@ -314,11 +314,15 @@ unsafe fn segmented<S: Simd, const T: usize>(
     scratch.block_scales.clear();
     scratch.block_scales.resize(task.segments * ROWS, 1.0);
     if let Some((len, _)) = task.w.blocks {
+        let repeats = len / task.segment;
         for r in 0..rows.len() {
             let Some((_, scales)) = task.w.row_blocks(rows.start + r) else { break };
-            for s in 0..task.segments {
-                let scale = half_to_f32(scales[s * task.segment / len]);
-                scratch.block_scales[s * ROWS + r] = scale;
+            let segments = scratch.block_scales.chunks_mut(repeats * ROWS);
+            for (segments, &bits) in segments.zip(scales) {
+                let scale = half_to_f32(bits);
+                for segment in segments.chunks_exact_mut(ROWS) {
+                    segment[r] = scale;
+                }
             }
         }
     }
