@@ -69,22 +69,22 @@ test('a second turn finds the first in the KV cache', async () => {
 
 test('leaving the loop, stop() and a signal end a generation; the next one works', async () => {
   for await (const piece of model.generate('Once upon a time')) if (piece) break;
-  const stopped = model.generate('Once upon a time');
+  const stopped = model.generate('Once upon a time', { ignoreEos: true });
   let text = '';
   for await (const piece of stopped) {
     text += piece;
-    if (stopped.tokenCount === 3) stopped.stop();
+    if (stopped.tokenCount >= 3) stopped.stop(); // Several may have come by now.
   }
   const end = await stopped.result;
   assert.equal(end.finishReason, 'cancelled');
   assert.equal(end.text, text);
   assert.equal(end.usage.completionTokens, end.tokens.length);
   assert.ok(end.tokens.length >= 3 && end.timings.firstTokenMs > 0);
-  const unborn = model.generate('Once upon a time');
+  const unborn = model.generate('Once upon a time', { ignoreEos: true });
   unborn.stop();
-  assert.ok((await unborn.result).tokens.length <= 1);
+  assert.equal((await unborn.result).finishReason, 'cancelled');
   const signal = AbortSignal.timeout(60);
-  const late = model.generate('Once upon a time', { signal });
+  const late = model.generate('Once upon a time', { signal, ignoreEos: true });
   await assert.rejects(async () => { for await (const _ of late); }, { name: 'TimeoutError' });
   await assert.rejects(model.generate('x', { signal: AbortSignal.abort() }).result, { name: 'AbortError' });
   assert.equal((await model.generate('The', { maxTokens: 3 }).result).tokens.length, 3);
