@@ -207,15 +207,17 @@ impl Device {
     }
 
     /// Workgroup size of one token's attention: a sum of 16 bytes, a weight and room to reduce each;
-    /// the query, a key and a value in common.
+    /// the query, a key and a value in common. Reductions go over few runs.
     pub fn attention_wg(&self) -> u32 {
-        self.workgroup(256, 16 + 4 + 16, 4096 + 2048)
+        let wanted = if self.has(Need::Subgroups) { 8 * self.run() } else { 128 };
+        self.workgroup(wanted, 16 + 4 + 16, 4096 + 2048)
     }
 
     /// Workgroup size of matrix-vector products: room to reduce each, and half of what WebGPU
     /// promises for the row.
     pub fn gemv_wg(&self) -> u32 {
-        self.workgroup(512, 16, 8192)
+        let wanted = if self.has(Need::Subgroups) { 16 * self.run() } else { 256 };
+        self.workgroup(wanted, 16, 8192)
     }
 
     /// Longest row of int8 that a matrix-vector product can keep in workgroup memory.

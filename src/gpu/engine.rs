@@ -4,7 +4,7 @@ use super::device::Device;
 use super::fusion::{self, Rules};
 use super::kernels::Access;
 use super::launch::{Bind, Extent, Launch, Plane, When};
-use super::lower::{Lowering, attention_lanes, stride};
+use super::lower::{Lowering, stride};
 use super::params;
 use super::pipelines::{Pipeline, Pipelines};
 use super::weights::Weights;
@@ -16,6 +16,8 @@ use wgpu::BufferUsages;
 /// Multiply-adds of ternary and dense products that one submit may hold. A small GPU does some
 /// 10¹¹ a second; a submit then takes a third of a second at most, and no desktop freezes.
 const WORK_PER_SUBMIT: u64 = 30_000_000_000;
+/// Positions that a split of the context aims at.
+const SPLIT_TOKENS: u32 = 64;
 /// Most splits of the context.
 const SPLITS_MAX: u32 = 64;
 /// What guard rows are filled with.
@@ -61,8 +63,6 @@ pub struct Engine {
     pub tokens: wgpu::Buffer,
     pub bytes: u64,
     output_rows: u32,
-    /// Positions that one token's attention takes at a time.
-    chunk: u32,
     buffers: Vec<Planes>,
     keys: Vec<wgpu::Buffer>,
     values: Vec<wgpu::Buffer>,
@@ -174,7 +174,6 @@ impl Engine {
                     tokens: device.buffer("tokens", u64::from(options.context) * 4 + 4, io),
                     bytes,
                     output_rows: 1,
-                    chunk: device.attention_wg() / attention_lanes(kv.head_dim),
                     buffers: plan
                         .buffers
                         .iter()
@@ -396,9 +395,9 @@ impl Engine {
     /// The shape of a step.
     pub fn shape(&self, pos: u32, tokens: u32, outputs: Outputs) -> StepShape {
         let positions = pos + tokens;
-        // One more chunk costs less than the dispatch that joins two splits.
+        // A few more positions cost less than the dispatch that joins two splits.
         let splits = match tokens {
-            1 if positions > 2 * self.chunk => positions.div_ceil(self.chunk).min(SPLITS_MAX),
+            1 if positions > 2 * SPLIT_TOKENS => positions.div_ceil(SPLIT_TOKENS).min(SPLITS_MAX),
             _ => 1,
         };
         StepShape { tokens, outputs: outputs.rows(tokens as usize) as u32, splits }

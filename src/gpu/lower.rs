@@ -196,7 +196,7 @@ impl Lowering<'_> {
                 };
                 let wg = match len {
                     0..=128 => 32,
-                    _ => self.device.workgroup((len / 2).next_power_of_two().min(1024), 16, 1024),
+                    _ => self.device.workgroup(32 * self.device.run(), 16, 1024),
                 };
                 let variant = self.variant("rms_norm", &[self.reduce(), io])?;
                 let grid = [Extent::Of(x.dim / len), self.rows(x.buf, 1), ONE];
@@ -575,7 +575,7 @@ impl Lowering<'_> {
             return Ok(());
         }
         let wg = self.device.attention_wg();
-        if quads > wg || attention_lanes(kv.head_dim) > 8 || !q.at.is_multiple_of(4) {
+        if quads > wg || !q.at.is_multiple_of(4) {
             return unsupported(format!("heads of {} features from {}", kv.head_dim, q.at));
         }
         let mut overrides = self.reduction(wg);
