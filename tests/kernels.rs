@@ -220,3 +220,24 @@ fn errors_are_typed_and_leave_a_clean_state() {
     let end = first.iter().position(|id| stop.contains(id)).unwrap();
     assert_eq!(stopped, first[..=end]);
 }
+
+/// What was ready to run, and what is asked for anew, says that the device is lost; nothing hangs.
+#[test]
+fn a_lost_device_is_an_error() {
+    let Some(mut gpu) = open(Options::default()) else { return };
+    let plan = attention_plan();
+    let options = RunOptions { context: 64, kv_type: KvType::F16, max_tokens: 8 };
+    load(&mut gpu, &plan, options);
+    let step = Step { tokens: &[1, 2, 3], pos: 0, outputs: Outputs::Last };
+    block_on(gpu.forward(step)).unwrap();
+    gpu.destroy();
+
+    let is_lost = |r: Result<(), BackendError>| matches!(r, Err(BackendError::DeviceLost { .. }));
+    let sampling = Sampling::greedy();
+    let decode = Decode { feed: None, pos: 3, count: 4, sampling: &sampling, stop: &[] };
+    assert!(is_lost(block_on(gpu.logits()).map(|_| ())));
+    assert!(is_lost(block_on(gpu.decode(decode)).map(|_| ())));
+    assert!(is_lost(block_on(gpu.forward(step))));
+    assert!(is_lost(block_on(gpu.prepare(&plan, options))));
+    assert!(is_lost(block_on(gpu.allocate(&plan.weights))));
+}

@@ -85,6 +85,7 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
         ("a decoded token", profile(&mut device, &[1], prompt)?),
         ("a chunk of the prompt", profile(&mut device, ids, 0)?),
     ];
+    let copy_gb_s = block_on(device.copy_gb_s()).map_err(|e| failed(&e))?;
     let caps = device.caps().clone();
     if wanted.json {
         return output::json(&json!({
@@ -101,6 +102,7 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
             "repetitions": wanted.repetitions,
             "prefill_tok_s": prefill,
             "decode_tok_s": decode,
+            "copy_gb_s": copy_gb_s,
             "kernels": steps.iter().flat_map(|(step, kernels)| kernels.iter().map(move |k| json!({
                 "step": step, "kernel": k.kernel, "op": k.op, "dispatches": k.dispatches,
                 "us": k.us / f64::from(k.dispatches), "gb_s": k.gb_s(),
@@ -120,16 +122,21 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
         caps.api,
         wanted.tokens,
     );
+    if let Some(copy) = copy_gb_s {
+        text += &format!("copy      {copy:.0} GB/s read and written\n");
+    }
     for (step, kernels) in steps.iter().filter(|s| !s.1.is_empty()) {
         let total: f64 = kernels.iter().map(|k| k.us).sum();
         text += &format!("\n{step}, {total:.0} us on the device:\n");
-        text += &format!("{:>8} {:>9} {:>8}  kernel\n", "times", "us each", "GB/s");
+        text +=
+            &format!("{:>8} {:>9} {:>8} {:>7}  kernel\n", "times", "us each", "GB/s", "of copy");
         for k in kernels {
             text += &format!(
-                "{:>8} {:>9.2} {:>8.1}  {} ({})\n",
+                "{:>8} {:>9.2} {:>8.1} {:>7}  {} ({})\n",
                 k.dispatches,
                 k.us / f64::from(k.dispatches),
                 k.gb_s(),
+                copy_gb_s.map_or("-".into(), |copy| format!("{:.0} %", 100.0 * k.gb_s() / copy)),
                 k.kernel,
                 k.op
             );

@@ -166,6 +166,15 @@ impl Device {
         Ok(Device { raw, queue, caps, limits, guards: options.guards, fault })
     }
 
+    /// Gives the device up: from now on everything is [`BackendError::DeviceLost`].
+    pub fn destroy(&self) {
+        let reason = "it was given up".into();
+        let mut slot = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert(BackendError::DeviceLost { reason });
+        drop(slot);
+        self.raw.destroy();
+    }
+
     /// Whether the device has what a choice of the kernel table needs.
     pub fn has(&self, need: Need) -> bool {
         match need {

@@ -164,6 +164,21 @@ impl Gpu {
         self.pipelines.names()
     }
 
+    /// Gives the device's memory back at once, without waiting for what still runs on it. Every later
+    /// call is [`BackendError::DeviceLost`], as after a real loss.
+    pub fn destroy(&self) {
+        self.device.destroy();
+    }
+
+    /// Bytes read and written a second, in 10⁹, by copies from buffer to buffer: what the kernels of a
+    /// decoded token are measured by. Takes 512 MiB for a moment; `None` without timestamps.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub async fn copy_gb_s(&self) -> Result<Option<f64>, BackendError> {
+        trace::copy_gb_s(&self.device).await
+    }
+
     /// Times every dispatch of a step by timestamps on the device, median of `repeats`.
     ///
     /// # Errors

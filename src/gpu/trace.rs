@@ -188,6 +188,49 @@ pub async fn profile(
         .collect())
 }
 
+/// See [`super::Gpu::copy_gb_s`].
+pub async fn copy_gb_s(device: &Device) -> Result<Option<f64>, BackendError> {
+    const RUNS: usize = 9;
+    let features =
+        wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+    if !device.raw.features().contains(features) {
+        return Ok(None);
+    }
+    // More than any cache holds.
+    let bytes = device.caps.max_buffer_bytes.min(256 << 20) & !3;
+    let stamps = RUNS as u32 + 1;
+    let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let resolved = device
+        .guarded("two buffers to copy", 2 * bytes, || {
+            let (from, to) =
+                (device.buffer("from", bytes, usage), device.buffer("to", bytes, usage));
+            let resolve = BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC;
+            let resolved = device.buffer("timestamps", u64::from(stamps) * 8, resolve);
+            let set = device.raw.create_query_set(&wgpu::QuerySetDescriptor {
+                label: None,
+                ty: wgpu::QueryType::Timestamp,
+                count: stamps,
+            });
+            let mut encoder = device.raw.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(&from, 0, &to, 0, bytes);
+            for i in 0..stamps {
+                encoder.write_timestamp(&set, i);
+                // There and back: each waits for the one before.
+                let (a, b) = if i % 2 == 0 { (&to, &from) } else { (&from, &to) };
+                encoder.copy_buffer_to_buffer(a, 0, b, 0, bytes);
+            }
+            encoder.resolve_query_set(&set, 0..stamps, &resolved, 0);
+            device.queue.submit([encoder.finish()]);
+            Ok(resolved)
+        })
+        .await?;
+    let stamps: Vec<u64> = bytemuck::pod_collect_to_vec(&read_buffer(device, &resolved).await?);
+    let mut ns: Vec<u64> = stamps.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
+    ns.sort_unstable();
+    let ns = ns[ns.len() / 2] as f64 * f64::from(device.queue.get_timestamp_period());
+    Ok((ns > 0.0).then(|| 2.0 * bytes as f64 / ns))
+}
+
 /// See [`super::Gpu::check_guards`].
 pub async fn check_guards(device: &Device, engine: &Engine) -> Result<(), BackendError> {
     for (name, buffer, row_bytes, used) in engine.written() {

@@ -70,6 +70,19 @@ impl Device {
         Err(BackendError::Unavailable { reason: "built without GPU support".to_string() })
     }
 
+    /// Bytes read and written a second, in 10⁹, by copies on the device, where it can tell.
+    ///
+    /// # Errors
+    /// Those of the device.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn copy_gb_s(&self) -> Result<Option<f64>, BackendError> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) => gpu.copy_gb_s().await,
+        }
+    }
+
     /// Times the operations of a step, median of `repeats` runs; nothing where a GPU has no
     /// timestamps.
     ///
