@@ -6,7 +6,7 @@
 //
 // Shapes: x slice of [T, K]; xq [T, K64/4] words of four int8, padded with zeros; xd [T, groups];
 // xsum [T, 1 + K64/32]: the row's sum, then the sum of every 32 values.
-// Dispatch: (T, 1, 1). Parts: step, reduce_*, f16_round, source_{plain,norm}.
+// Dispatch: (T, 1, 1). Parts: step, f16_round, int8, reduce_*, source_{plain,norm}.
 // Twin: src/cpu/quantize.rs.
 struct Params {
     dim: u32,
@@ -78,13 +78,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
                 }
             }
         }
-        let q = vec4<i32>(clamp(round(v * scale), vec4<f32>(-128.0), vec4<f32>(127.0)));
+        let q = rounded_i8(v * scale);
         let sum = q.x + q.y + q.z + q.w;
         let run_sum = lanes_sum_i32(sum, tid, 8u);
         if (quad < quads) {
-            let bytes = bitcast<vec4<u32>>(q) & vec4<u32>(0xffu);
-            xq[t * quads + quad] =
-                bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
+            xq[t * quads + quad] = packed_i8(q);
             if (quad % 8u == 0u) { xsum[t * (p.runs + 1u) + 1u + run] = run_sum; }
         }
         total += sum;

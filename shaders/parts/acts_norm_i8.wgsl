@@ -36,11 +36,9 @@ fn acts_begin(t: u32, tid: u32) {
             for (var j = 0u; j < 4u; j++) {
                 let at = min(first + j, quads - 1u);
                 let v = x[origin + at] * inverse * norm_weight[at];
-                let q = vec4<i32>(clamp(round(v * scale), vec4<f32>(-128.0), vec4<f32>(127.0)));
-                let kept = select(vec4<i32>(0), q, first + j < quads);
+                let kept = select(vec4<i32>(0), rounded_i8(v * scale), first + j < quads);
                 sum += kept.x + kept.y + kept.z + kept.w;
-                let bytes = bitcast<vec4<u32>>(kept) & vec4<u32>(0xffu);
-                words[j] = bytes.x | (bytes.y << 8u) | (bytes.z << 16u) | (bytes.w << 24u);
+                words[j] = packed_i8(kept);
             }
             acts_q[i] = words;
         }

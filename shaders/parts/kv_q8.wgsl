@@ -8,11 +8,6 @@ fn floats4(w: u32) -> vec4<f32> {
     let v = bitcast<vec4<i32>>(vec4<u32>(w << 24u, w << 16u, w << 8u, w));
     return vec4<f32>(v >> vec4<u32>(24u));
 }
-fn bytes4(v: vec4<f32>) -> u32 {
-    let q = vec4<i32>(clamp(round(v), vec4<f32>(-128.0), vec4<f32>(127.0)));
-    let b = bitcast<vec4<u32>>(q) & vec4<u32>(0xffu);
-    return b.x | (b.y << 8u) | (b.z << 16u) | (b.w << 24u);
-}
 fn key4(pos: u32, quad: u32) -> vec4<f32> {
     let row = pos * row_words();
     return floats4(keys[row + quad]) * bitcast<f32>(keys[row + p.kv_quads + quad / 8u]);
@@ -28,15 +23,15 @@ fn inverse(peak: f32) -> f32 {
 fn step_of(peak: f32) -> f32 { return f16_round(peak / 127.0); }
 // What a later read gives back; `peak` is the largest magnitude of the run of 32 that `v` is part of.
 fn stored4(v: vec4<f32>, peak: f32) -> vec4<f32> {
-    return floats4(bytes4(v * inverse(peak))) * step_of(peak);
+    return floats4(packed_i8(rounded_i8(v * inverse(peak)))) * step_of(peak);
 }
 fn put_key4(pos: u32, quad: u32, v: vec4<f32>, peak: f32) {
     let row = pos * row_words();
-    keys[row + quad] = bytes4(v * inverse(peak));
+    keys[row + quad] = packed_i8(rounded_i8(v * inverse(peak)));
     if (quad % 8u == 0u) { keys[row + p.kv_quads + quad / 8u] = bitcast<u32>(step_of(peak)); }
 }
 fn put_value4(pos: u32, quad: u32, v: vec4<f32>, peak: f32) {
     let row = pos * row_words();
-    values[row + quad] = bytes4(v * inverse(peak));
+    values[row + quad] = packed_i8(rounded_i8(v * inverse(peak)));
     if (quad % 8u == 0u) { values[row + p.kv_quads + quad / 8u] = bitcast<u32>(step_of(peak)); }
 }

@@ -3,7 +3,7 @@
 
 use super::device::Device;
 use super::engine::{Engine, StepShape};
-use super::kernels::{Need, variant};
+use super::kernels::variant;
 use super::launch::Plane;
 use super::lower::stride;
 use super::params;
@@ -69,7 +69,7 @@ impl Sampler {
         let drawn = device.buffer("drawn", u64::from(BATCH) * 4, storage | BufferUsages::COPY_SRC);
         let logits = engine.plane(engine.plan.logits, Plane::Values);
 
-        let reduce = if device.has(Need::Subgroups) { "subgroup" } else { "workgroup" };
+        let reduce = device.reduce();
         let wg = device.workgroup(1024, 24, 2048);
         let mut bound =
             |stem: &str, names: &[&str], wg: Option<u32>, binds: &[(u32, &wgpu::Buffer)]| {

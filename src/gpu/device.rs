@@ -192,6 +192,11 @@ impl Device {
         }
     }
 
+    /// How kernels reduce: the choice on that axis of the kernel table.
+    pub fn reduce(&self) -> &'static str {
+        if self.has(Need::Subgroups) { "subgroup" } else { "workgroup" }
+    }
+
     /// The overrides of the reductions of a workgroup of `wg`.
     pub fn reduction(&self, wg: u32) -> Overrides {
         let mut overrides = vec![("WG", wg)];

@@ -97,8 +97,8 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
 }
 
 /// Whether `Rope`, `Rope`, `KvAppend`, `Attention` from `i` on can be one dispatch: all read the same
-/// rows, heads are whole runs of 32 (one scale of a Q8 cache), pairs come in fours, and nothing reads what was turned
-/// afterwards.
+/// rows, heads are whole runs of 32 (one scale of a Q8 cache), pairs come in fours, and nothing reads
+/// what was turned afterwards.
 fn ropes_fold(plan: &Plan, i: usize) -> bool {
     let Some(&[Op::Rope { x: a, .. }, Op::Rope { x: b, .. }, ref append, ref attention]) =
         plan.ops.get(i..i + 4).and_then(|ops| <&[Op; 4]>::try_from(ops).ok())

@@ -167,7 +167,12 @@ const WEIGHTS: &[Choice] = &[
 const KV: &[Choice] = &[
     Choice { name: "f32", parts: &[part!("kv_f32")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
     Choice { name: "f16", parts: &[part!("kv_f16")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
-    Choice { name: "q8", parts: &[part!("kv_q8")], bindings: &[(4, Write), (5, Write)], ..PLAIN },
+    Choice {
+        name: "q8",
+        parts: &[part!("int8"), part!("kv_q8")],
+        bindings: &[(4, Write), (5, Write)],
+        ..PLAIN
+    },
 ];
 /// What a step's attention finds in the cache: everything, or all but the new position.
 const QUERY: &[Choice] = &[
@@ -248,7 +253,7 @@ pub static KERNELS: &[Kernel] = &[
     kernel!(
         "quantize",
         Quantize,
-        STEP_ROUND,
+        &[part!("step"), part!("f16_round"), part!("int8")],
         &[STEP_AT, (2, Read), (3, Write), (4, Write), (5, Write)],
         &["RULE"],
         &[
@@ -277,7 +282,7 @@ pub static KERNELS: &[Kernel] = &[
                 Choice { name: "i8", parts: &[part!("acts_i8")], bindings: ACTS_I8, ..PLAIN },
                 Choice {
                     name: "norm_i8",
-                    parts: &[part!("acts_norm_i8")],
+                    parts: &[part!("int8"), part!("acts_norm_i8")],
                     bindings: &[(4, Read), (5, Read)],
                     overrides: &["ACT_SLOTS"],
                     ..PLAIN

@@ -30,12 +30,13 @@ fn unsupported<T>(reason: impl Into<String>) -> Result<T, BackendError> {
     Err(BackendError::Unsupported { reason: reason.into() })
 }
 
+const VALUES: Plane = Plane::Values;
+
 /// Workgroups of 256 over the features of a row.
 fn per_256(dim: u32) -> Extent {
     Extent::Of(dim.div_ceil(256))
 }
 
-const VALUES: Plane = Plane::Values;
 /// Invocations that share a score of one token's attention.
 pub fn attention_lanes(head_dim: u32) -> u32 {
     (head_dim / 64).next_power_of_two().max(4)
@@ -94,15 +95,6 @@ impl Lowering<'_> {
             Some(v) => Ok(v),
             None => unsupported(format!("there is no kernel {stem} {names:?}")),
         }
-    }
-
-    fn reduce(&self) -> &'static str {
-        if self.device.has(Need::Subgroups) { "subgroup" } else { "workgroup" }
-    }
-
-    /// The overrides of the reductions of a workgroup of `wg`.
-    fn reduction(&self, wg: u32) -> Overrides {
-        self.device.reduction(wg)
     }
 
     fn dot4(&self) -> &'static str {
@@ -198,9 +190,15 @@ impl Lowering<'_> {
                     0..=128 => 32,
                     _ => self.device.workgroup(32 * self.device.run(), 16, 1024),
                 };
-                let variant = self.variant("rms_norm", &[self.reduce(), io])?;
+                let variant = self.variant("rms_norm", &[self.device.reduce(), io])?;
                 let grid = [Extent::Of(x.dim / len), self.rows(x.buf, 1), ONE];
-                launches.push(self.launch(i, (variant, self.reduction(wg)), params, &binds, grid));
+                launches.push(self.launch(
+                    i,
+                    (variant, self.device.reduction(wg)),
+                    params,
+                    &binds,
+                    grid,
+                ));
             }
             Op::Quantize { .. } => launches.push(self.quantize(None, i)?),
             Op::TernaryLinear { x, weight, out } => {
@@ -331,14 +329,14 @@ impl Lowering<'_> {
             (5, Bind::Buf(out, Plane::Sums)),
         ]);
         let source = if norm.is_some() { "norm" } else { "plain" };
-        let variant = self.variant("quantize", &[self.reduce(), source])?;
+        let variant = self.variant("quantize", &[self.device.reduce(), source])?;
         let code = match rule {
             ActQuant::PerToken => 0,
             ActQuant::Block256 => 1,
             ActQuant::Block32 => 2,
         };
         let grid = [self.rows(x.buf, 1), Extent::Of(1), Extent::Of(1)];
-        let mut overrides = self.reduction(128);
+        let mut overrides = self.device.reduction(128);
         overrides.push(("RULE", code));
         Ok(self.launch(i, (variant, overrides), params, &binds, grid))
     }
@@ -441,7 +439,7 @@ impl Lowering<'_> {
                 // Twelve loads in flight a lane at most, and none that nothing needs.
                 let ahead = k.div_ceil(64).div_ceil(shape.lanes).min(12 / rows_each);
                 let mut overrides = overrides.clone();
-                overrides.extend(self.reduction(shape.wg));
+                overrides.extend(self.device.reduction(shape.wg));
                 overrides.extend([("LANES", shape.lanes), ("ROWS", rows_each), ("AHEAD", ahead)]);
                 let params = params::TernaryGemv {
                     rows: shard.rows,
@@ -458,7 +456,7 @@ impl Lowering<'_> {
                     self.rows(x, 1),
                     Extent::Of(1),
                 ];
-                let names = [self.reduce(), self.dot4(), acts, sum];
+                let names = [self.device.reduce(), self.dot4(), acts, sum];
                 let variant = self.variant("ternary_gemv", &names)?;
                 self.launch(i, (variant, overrides), params, &binds, grid)
             };
@@ -499,9 +497,9 @@ impl Lowering<'_> {
                 let rows_each = if rows >= 1 << 15 { 4 } else { 1 };
                 let per_group = shape.wg / shape.lanes * rows_each;
                 let grid = [Extent::Of(rows.div_ceil(per_group)), self.rows(x, 1), Extent::Of(1)];
-                let mut overrides = self.reduction(shape.wg);
+                let mut overrides = self.device.reduction(shape.wg);
                 overrides.extend([("LANES", shape.lanes), ("ROWS", rows_each)]);
-                let variant = self.variant("dense_gemv", &[self.reduce(), name])?;
+                let variant = self.variant("dense_gemv", &[self.device.reduce(), name])?;
                 self.launch(i, (variant, overrides), params, &binds, grid)
             } else {
                 let by_outputs = u32::from(self.outputs(x));
@@ -578,7 +576,7 @@ impl Lowering<'_> {
         if quads > wg || !q.at.is_multiple_of(4) {
             return unsupported(format!("heads of {} features from {}", kv.head_dim, q.at));
         }
-        let mut overrides = self.reduction(wg);
+        let mut overrides = self.device.reduction(wg);
         overrides.extend([("QUADS", quads), ("LANES", attention_lanes(kv.head_dim))]);
         let (mut k_at, mut v_at) = (0, 0);
         let query = match append.map(|a| &self.plan.ops[a]) {
@@ -603,7 +601,8 @@ impl Lowering<'_> {
             out_at: out.at,
             scale,
         };
-        let variant = self.variant("attention_decode", &[self.reduce(), self.kv(), query])?;
+        let variant =
+            self.variant("attention_decode", &[self.device.reduce(), self.kv(), query])?;
         for when in [When::Whole, When::Split] {
             // Steps of many tokens are never split.
             if when == When::Split && !self.decode {

@@ -119,6 +119,40 @@ pub async fn trace(
     device.check()
 }
 
+/// Timestamps on the device, and where they are read.
+struct Stamps {
+    set: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    count: u32,
+}
+
+impl Stamps {
+    fn new(device: &Device, count: u32) -> Stamps {
+        let set = device.raw.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Timestamp,
+            count,
+        });
+        let usage = BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC;
+        let resolved = device.buffer("timestamps", u64::from(count) * 8, usage);
+        Stamps { set, resolved, count }
+    }
+
+    /// Runs what was encoded, the stamps last.
+    fn submit(&self, device: &Device, mut encoder: wgpu::CommandEncoder) {
+        encoder.resolve_query_set(&self.set, 0..self.count, &self.resolved, 0);
+        device.queue.submit([encoder.finish()]);
+    }
+
+    /// Nanoseconds from each stamp to the next.
+    async fn gaps_ns(&self, device: &Device) -> Result<Vec<f64>, BackendError> {
+        let stamps: Vec<u64> =
+            bytemuck::pod_collect_to_vec(&read_buffer(device, &self.resolved).await?);
+        let period = f64::from(device.queue.get_timestamp_period());
+        Ok(stamps.windows(2).map(|w| w[1].saturating_sub(w[0]) as f64 * period).collect())
+    }
+}
+
 /// Times every dispatch of a step by timestamps, median of `repeats` runs.
 pub async fn profile(
     device: &Device,
@@ -137,39 +171,23 @@ pub async fn profile(
     for _ in 0..repeats {
         // 2048 dispatches: the most that one query set holds.
         for (chunk, slots) in running.chunks(2048).zip(times.chunks_mut(2048)) {
-            let count = chunk.len() as u32 * 2;
-            let bytes = u64::from(count) * 8;
-            let resolved = device.raw.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("timestamps"),
-                size: bytes,
-                usage: BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            });
-            let set = device.raw.create_query_set(&wgpu::QuerySetDescriptor {
-                label: None,
-                ty: wgpu::QueryType::Timestamp,
-                count,
-            });
+            let stamps = Stamps::new(device, chunk.len() as u32 * 2);
             let mut encoder = device.raw.create_command_encoder(&Default::default());
             for (i, ready) in chunk.iter().enumerate() {
                 let index = i as u32 * 2;
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label: None,
                     timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                        query_set: &set,
+                        query_set: &stamps.set,
                         beginning_of_pass_write_index: Some(index),
                         end_of_pass_write_index: Some(index + 1),
                     }),
                 });
                 ready.encode(&mut pass, shape);
             }
-            encoder.resolve_query_set(&set, 0..count, &resolved, 0);
-            device.queue.submit([encoder.finish()]);
-            let stamps: Vec<u64> =
-                bytemuck::pod_collect_to_vec(&read_buffer(device, &resolved).await?);
-            let period = f64::from(device.queue.get_timestamp_period());
-            for (pair, slot) in stamps.chunks(2).zip(slots) {
-                slot.push(pair[1].saturating_sub(pair[0]) as f64 * period);
+            stamps.submit(device, encoder);
+            for (ns, slot) in stamps.gaps_ns(device).await?.into_iter().step_by(2).zip(slots) {
+                slot.push(ns);
             }
         }
     }
@@ -190,7 +208,7 @@ pub async fn profile(
 
 /// See [`super::Gpu::copy_gb_s`].
 pub async fn copy_gb_s(device: &Device) -> Result<Option<f64>, BackendError> {
-    const RUNS: usize = 9;
+    const RUNS: u32 = 9;
     let features =
         wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
     if !device.raw.features().contains(features) {
@@ -198,36 +216,27 @@ pub async fn copy_gb_s(device: &Device) -> Result<Option<f64>, BackendError> {
     }
     // More than any cache holds.
     let bytes = device.caps.max_buffer_bytes.min(256 << 20) & !3;
-    let stamps = RUNS as u32 + 1;
     let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
-    let resolved = device
+    let stamps = device
         .guarded("two buffers to copy", 2 * bytes, || {
             let (from, to) =
                 (device.buffer("from", bytes, usage), device.buffer("to", bytes, usage));
-            let resolve = BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC;
-            let resolved = device.buffer("timestamps", u64::from(stamps) * 8, resolve);
-            let set = device.raw.create_query_set(&wgpu::QuerySetDescriptor {
-                label: None,
-                ty: wgpu::QueryType::Timestamp,
-                count: stamps,
-            });
+            let stamps = Stamps::new(device, RUNS + 1);
             let mut encoder = device.raw.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(&from, 0, &to, 0, bytes);
-            for i in 0..stamps {
-                encoder.write_timestamp(&set, i);
+            for i in 0..=RUNS {
+                encoder.write_timestamp(&stamps.set, i);
                 // There and back: each waits for the one before.
                 let (a, b) = if i % 2 == 0 { (&to, &from) } else { (&from, &to) };
                 encoder.copy_buffer_to_buffer(a, 0, b, 0, bytes);
             }
-            encoder.resolve_query_set(&set, 0..stamps, &resolved, 0);
-            device.queue.submit([encoder.finish()]);
-            Ok(resolved)
+            stamps.submit(device, encoder);
+            Ok(stamps)
         })
         .await?;
-    let stamps: Vec<u64> = bytemuck::pod_collect_to_vec(&read_buffer(device, &resolved).await?);
-    let mut ns: Vec<u64> = stamps.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
-    ns.sort_unstable();
-    let ns = ns[ns.len() / 2] as f64 * f64::from(device.queue.get_timestamp_period());
+    let mut ns = stamps.gaps_ns(device).await?;
+    ns.sort_by(f64::total_cmp);
+    let ns = ns[ns.len() / 2];
     Ok((ns > 0.0).then(|| 2.0 * bytes as f64 / ns))
 }
 

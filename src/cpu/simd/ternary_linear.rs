@@ -205,6 +205,20 @@ unsafe fn prefetch<S: Simd>(rows: [*const u8; ROWS], at: usize) {
     }
 }
 
+/// Adds narrow sums to wide ones.
+#[inline(always)]
+unsafe fn widen<S: Simd, const T: usize>(
+    wide: &mut [[S::Int; T]; ROWS],
+    narrow: [[S::Int; T]; ROWS],
+) {
+    for (wide, narrow) in wide.iter_mut().zip(narrow) {
+        for (wide, narrow) in wide.iter_mut().zip(narrow) {
+            // SAFETY: the caller's.
+            *wide = unsafe { S::widen(*wide, narrow) };
+        }
+    }
+}
+
 /// One scale a token and one a row: the sum over the whole row is an integer.
 #[inline(always)]
 unsafe fn uniform<S: Simd, const T: usize>(
@@ -230,22 +244,14 @@ unsafe fn uniform<S: Simd, const T: usize>(
                 let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, S::LANES);
                 step::<S, T>(codes, &x, i * 64 * S::LANES, &mut narrow);
             }
-            for (wide, narrow) in wide.iter_mut().zip(narrow) {
-                for (wide, narrow) in wide.iter_mut().zip(narrow) {
-                    *wide = S::widen(*wide, narrow);
-                }
-            }
+            widen::<S, T>(&mut wide, narrow);
             at = end;
         }
         if !blocks.is_multiple_of(S::LANES) {
             let mut narrow = [[S::zero(); T]; ROWS];
             let codes = load_codes::<S>(rows_at, at * 16 * S::LANES, blocks % S::LANES);
             step::<S, T>(codes, &x, at * 64 * S::LANES, &mut narrow);
-            for (wide, narrow) in wide.iter_mut().zip(narrow) {
-                for (wide, narrow) in wide.iter_mut().zip(narrow) {
-                    *wide = S::widen(*wide, narrow);
-                }
-            }
+            widen::<S, T>(&mut wide, narrow);
         }
         for t in 0..T {
             let mut lanes = [0i32; 16];
