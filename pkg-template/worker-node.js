@@ -2,7 +2,14 @@
 import { parentPort } from 'node:worker_threads';
 import './node.js';
 import { Engine } from './lib/engine.js';
+import { platform } from './lib/platform.js';
 import { serve } from './lib/rpc.js';
+
+// Seen with Deno 2.9: a process that ends while its worker still lets go of a GPU adapter is killed by a
+// memory fault, now and then, after all its work is done.
+if ('Deno' in globalThis) {
+  platform.gpuTrouble = 'Deno can crash at its end once a worker has used a GPU (worker: false may use it)';
+}
 
 const engine = new Engine();
 // A trap inside a future of the engine surfaces here, not in the promise that waits for it.

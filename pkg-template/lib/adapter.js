@@ -1,7 +1,9 @@
 // Whether the GPU of this browser is one: a software adapter is slower than our own CPU kernels.
+import { platform } from './platform.js';
 
 /** Why `device: 'auto'` must not use WebGPU here; `undefined`: it may. */
 export async function whyNotWebGpu() {
+  if (platform.gpuTrouble) return platform.gpuTrouble;
   const { gpu } = /** @type {any} */ (globalThis.navigator ?? {});
   if (!gpu) return 'there is no WebGPU here (navigator.gpu is missing)';
   const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' }).catch(() => null);

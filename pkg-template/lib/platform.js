@@ -22,6 +22,10 @@ export const platform = {
     return undefined;
   },
 
+  /** Why `device: 'auto'` must leave the GPU alone in this thread; `undefined`: it may ask for one.
+   * @type {string | undefined} */
+  gpuTrouble: undefined,
+
   /** Whether a source without a scheme is a path of the file system. */
   hasPaths: false,
 

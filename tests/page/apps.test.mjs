@@ -138,6 +138,9 @@ test('Node', { timeout: 120_000 }, () => {
 
 test('Deno', { timeout: 300_000 }, () => {
   const root = app('deno', { 'main.js': CONSOLE }, ['deno']);
-  const { pieces } = JSON.parse(run(root, 'npx', 'deno', 'run', '-A', 'main.js').trim().split('\n').at(-1));
-  assert.ok(pieces.length > 3);
+  // Several times: a worker that had asked for a GPU made one ending in ten crash.
+  for (let i = 0; i < 8; i++) {
+    const { pieces } = JSON.parse(run(root, 'npx', 'deno', 'run', '-A', 'main.js').trim().split('\n').at(-1));
+    assert.ok(pieces.length > 3);
+  }
 });
