@@ -123,6 +123,8 @@ pub struct Caps {
     pub shader_f16: bool,
     /// Integer dot product of packed bytes is a language feature.
     pub dot4: bool,
+    /// Cooperative matrices (tensor cores) of the kind that the kernels use.
+    pub matrices: bool,
     /// Timestamps on the device.
     pub timestamps: bool,
     /// Largest storage binding in bytes.

@@ -30,6 +30,9 @@ pub struct Case {
     kv_type: KvType,
     /// Largest normalised mean square error.
     tolerance: f64,
+    /// All activations are whole multiples of about this and all scales are 1, so that integers which
+    /// differ show as a difference of one unit: the outputs are compared by that.
+    unit: Option<f64>,
     sampling: Option<Sampling>,
 }
 
@@ -39,6 +42,7 @@ pub fn cases() -> Vec<Case> {
     embed(&mut all);
     norms(&mut all);
     linears(&mut all);
+    integers(&mut all);
     attention(&mut all);
     elementwise(&mut all);
     fused(&mut all);
@@ -72,7 +76,10 @@ impl Case {
         for (i, spec) in self.plan.weights.iter().enumerate() {
             let id = WeightId(i as u32);
             for part in [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales] {
-                let bytes = contents(spec.kind, part, i as u32);
+                let bytes = match self.unit {
+                    None => contents(spec.kind, part, i as u32),
+                    Some(unit) => whole_contents(spec.kind, part, i as u32, unit),
+                };
                 if !bytes.is_empty() {
                     backend.write_weight(id, part, 0, &bytes)?;
                 }
@@ -105,29 +112,39 @@ impl Case {
                 return Err(format!("{} outputs instead of {}", got.len(), expected.len()));
             }
             for ((op, expected), (_, got)) in expected.iter().zip(&got) {
-                // The CPU's integer kernels promise the bits of their twins.
+                // The CPU's integer kernels promise the bits of their twins, floats and all.
                 let exact = device.caps().backend == "cpu" && self.is_integer(*op);
-                compare(expected, got, if exact { 0.0 } else { self.tolerance })
+                self.compare(expected, got, if exact { 0.0 } else { self.tolerance })
                     .map_err(|e| format!("{} of {tokens} tokens: {e}", self.plan.labels[*op]))?;
             }
             // The same from the start again, as the engine runs it: fused, replayed.
             device.forward(step).await.map_err(|e| e.to_string())?;
             let got = device.logits().await.map_err(|e| e.to_string())?;
             let expected = expected.last().map(|(_, values)| values.as_slice()).unwrap_or_default();
-            compare(expected, &got, self.tolerance)
+            self.compare(expected, &got, self.tolerance)
                 .map_err(|e| format!("fused, {tokens} tokens: {e}"))?;
             pos += tokens as u32;
         }
         Ok(())
     }
 
+    fn compare(&self, expected: &[f32], got: &[f32], tolerance: f64) -> Result<(), String> {
+        compare(expected, got, tolerance)?;
+        match self.unit {
+            Some(unit) => compare_units(expected, got, unit),
+            None => Ok(()),
+        }
+    }
+
     /// Whether operation `op` computes in integers, on inputs that are the twin's to the bit.
     fn is_integer(&self, op: usize) -> bool {
+        let floats_before = self.plan.ops.iter().any(|op| matches!(op, Op::RmsNorm { .. }));
+        if self.kernel != "ternary_linear" || floats_before {
+            return false;
+        }
         match self.plan.ops[op] {
-            Op::Quantize { .. } => self.kernel == "ternary_linear",
-            Op::TernaryLinear { x, .. } => {
-                self.kernel == "ternary_linear" && self.plan.buffer(x).kind != BufKind::F32
-            }
+            Op::Quantize { .. } => true,
+            Op::TernaryLinear { x, .. } => self.plan.buffer(x).kind != BufKind::F32,
             _ => false,
         }
     }
@@ -148,6 +165,17 @@ impl Case {
         match expected.iter().zip(&got).position(|(a, b)| a != b) {
             None if expected.len() == got.len() => Ok(()),
             at => Err(format!("token {at:?} differs: {got:?} instead of {expected:?}")),
+        }
+    }
+}
+
+/// That no value is off by as much as a quarter of `unit`.
+fn compare_units(expected: &[f32], got: &[f32], unit: f64) -> Result<(), String> {
+    let off = |(e, g): (&f32, &f32)| (f64::from(*e) - f64::from(*g)).abs() > unit / 4.0;
+    match expected.iter().zip(got).position(off) {
+        None => Ok(()),
+        Some(at) => {
+            Err(format!("value {at} is {} instead of {}: another integer", got[at], expected[at]))
         }
     }
 }
@@ -217,6 +245,40 @@ fn contents(kind: WeightKind, part: WeightPart, stream: u32) -> Vec<u8> {
             (0..bytes / 2).flat_map(|i| f16::from_f32(noise(stream, i)).to_le_bytes()).collect()
         }
         _ => (0..bytes / 4).flat_map(|i| noise(stream, i).to_le_bytes()).collect(),
+    }
+}
+
+/// Magnitudes of each 32 values of a row, in units: odd ones, of which every rule finds the largest.
+fn whole_magnitude(i: usize) -> u32 {
+    4 * (i as u32 % 32) + 3
+}
+
+/// The unit in which rows of [`whole_magnitude`]s have a mean square of 1, so that a norm keeps them.
+fn whole_unit() -> f64 {
+    let squares: u32 = (0..32).map(|i| whole_magnitude(i).pow(2)).sum();
+    (32.0 / f64::from(squares)).sqrt()
+}
+
+/// As [`contents`]: rows of whole multiples of `unit`, scales and norms of 1.
+fn whole_contents(kind: WeightKind, part: WeightPart, stream: u32, unit: f64) -> Vec<u8> {
+    let bytes = kind.part_bytes(part) as usize;
+    match (kind, part) {
+        (WeightKind::Matrix { dtype: MatrixType::F32, k, .. }, _) => (0..bytes / 4)
+            .flat_map(|i| {
+                let (row, at) = (i / k as usize, i % k as usize);
+                // An odd factor permutes the 32 of a run.
+                let shuffled = (at % 32) * (2 * row + 1) + 7 * row + 3 * (at / 32);
+                let sign = noise(stream, i).signum();
+                (sign * (f64::from(whole_magnitude(shuffled)) * unit) as f32).to_le_bytes()
+            })
+            .collect(),
+        (WeightKind::Vector { .. }, _) | (_, WeightPart::RowScales) => {
+            (0..bytes / 4).flat_map(|_| 1f32.to_le_bytes()).collect()
+        }
+        (_, WeightPart::BlockScales) => {
+            (0..bytes / 2).flat_map(|_| f16::ONE.to_le_bytes()).collect()
+        }
+        _ => contents(kind, part, stream),
     }
 }
 
@@ -293,7 +355,7 @@ impl Builder {
         self.op(Op::TakeOutputs { x: rows.buf, out: logits.buf });
         self.plan.logits = logits.buf;
         let plan = self.plan;
-        Case { kernel, variant, plan, kv_type: KvType::F32, tolerance, sampling: None }
+        Case { kernel, variant, plan, kv_type: KvType::F32, tolerance, unit: None, sampling: None }
     }
 }
 
@@ -341,8 +403,14 @@ const RULES: [ActQuant; 3] = [ActQuant::PerToken, ActQuant::Block256, ActQuant::
 
 fn linears(all: &mut Vec<Case>) {
     for rule in RULES {
-        for (n, block) in [(VOCAB, None), (VOCAB, Some(64)), (1, None), (320, Some(256))] {
+        for (n, block) in
+            [(VOCAB, None), (VOCAB, Some(64)), (1, None), (320, Some(256)), (4100, None)]
+        {
             for k in [256, 768] {
+                // Many rows only once: the twin takes its time.
+                if n > 1000 && (k, rule) != (256, ActQuant::PerToken) {
+                    continue;
+                }
                 let mut b = Builder::new();
                 let x = b.input("x", k);
                 let q = b.buffer("q", k, BufKind::Quant(rule), Rows::Tokens);
@@ -382,6 +450,33 @@ fn linears(all: &mut Vec<Case>) {
     let out = b.floats("y", VOCAB);
     b.op(Op::DenseLinear { x: x.buf, weight, out });
     all.push(b.finish(out, "dense_linear", "F16, K = 67".to_string(), HALF));
+}
+
+/// Products whose integers are compared as such; with a norm in front, which fusion takes in.
+fn integers(all: &mut Vec<Case>) {
+    for rule in RULES {
+        for (block, k, with_norm) in
+            [(None, 256, false), (None, 768, true), (Some(64), 768, false), (Some(256), 256, true)]
+        {
+            let mut b = Builder::new();
+            let mut x = b.input("x", k);
+            if with_norm {
+                let weight = b.weight(WeightKind::Vector { len: k });
+                let out = b.floats("normed", k);
+                b.op(Op::RmsNorm { x, weight, out, eps: 1e-6 });
+                x = out;
+            }
+            let q = b.buffer("q", k, BufKind::Quant(rule), Rows::Tokens);
+            b.op(Op::Quantize { x, out: q.buf });
+            let weight = b.weight(WeightKind::Ternary { n: VOCAB, k, block });
+            let out = b.floats("y", VOCAB);
+            b.op(Op::TernaryLinear { x: q.buf, weight, out });
+            let norm = if with_norm { ", normalised" } else { "" };
+            let variant = format!("integers, {rule:?}, block {block:?}, K = {k}{norm}");
+            let case = b.finish_as_is(out, "ternary_linear", variant, HALF);
+            all.push(Case { unit: Some(whole_unit()), ..case });
+        }
+    }
 }
 
 fn attention(all: &mut Vec<Case>) {
@@ -519,5 +614,7 @@ mod tests {
         assert!(compare(&[1.0, 2.0], &[1.0, f32::NAN], 1e-7).is_err());
         assert!(compare(&[1.0], &[1.0, 2.0], 1.0).is_err());
         assert!(compare(&[0.0], &[0.0], 0.0).is_ok());
+        assert!(compare_units(&[7.0, -2.0], &[7.1, -2.1], 1.0).is_ok());
+        assert!(compare_units(&[7.0, -2.0], &[7.0, -3.0], 1.0).is_err());
     }
 }

@@ -53,16 +53,23 @@ fn kernels_agree_with_their_twins() {
     for (subgroups, dot4) in [(true, true), (true, false), (false, true), (false, false)] {
         // The variants that run everywhere, within the limits that hold everywhere.
         let minimum = !subgroups && !dot4;
-        used.extend(check(Options { subgroups, dot4, minimum, ..Options::default() }));
+        let matrices = false;
+        used.extend(check(Options { subgroups, dot4, matrices, minimum, ..Options::default() }));
+    }
+    // Where there are cooperative matrices, what they replace was tested above.
+    if open(Options::default()).is_some_and(|gpu| gpu.caps().matrices) {
+        used.extend(check(Options::default()));
     }
     if used.is_empty() || std::env::var_os("KERNEL").is_some() {
         return;
     }
     let has_subgroups = used.iter().any(|name| name.contains("subgroup"));
+    let has_matrices = used.iter().any(|name| name.contains("matrix"));
     let untested: Vec<_> = kernels::variants()
         .iter()
         .map(|v| v.name())
         .filter(|name| has_subgroups || !name.contains("subgroup"))
+        .filter(|name| has_matrices || !name.contains("matrix"))
         .filter(|name| !used.contains(name))
         // Covered by `attention_split_over_the_context`.
         .filter(|name| name != "attention_combine")

@@ -47,7 +47,10 @@ fn shaders_validate_and_match_the_table() {
         let module = parse(&name, &source);
         Validator::new(
             ValidationFlags::all(),
-            Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+            Capabilities::SUBGROUP
+                | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+                | Capabilities::SHADER_FLOAT16
+                | Capabilities::COOPERATIVE_MATRIX,
         )
         .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -82,7 +85,8 @@ fn shaders_validate_and_match_the_table() {
 /// Browsers demand `enable` directives that naga rejects; the rest of the text is the same.
 #[test]
 fn shaders_differ_on_the_web_only_by_directives() {
-    for variant in variants() {
+    // Cooperative matrices are no part of WebGPU.
+    for variant in variants().into_iter().filter(|v| !v.needs(Need::Matrices)) {
         let (native, web) = (variant.source(false), variant.source(true));
         let directives = web.strip_suffix(native.as_str()).expect("a header in front");
         assert_eq!(directives.contains("enable subgroups;"), variant.needs(Need::Subgroups));

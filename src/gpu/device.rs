@@ -104,6 +104,22 @@ async fn choose(
     })
 }
 
+const MATRICES: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Whether the matrix kernels can run: f16 to f32, 16 × 16 × 16, on subgroups of exactly 32, with room
+/// for their tiles.
+fn has_matrices(adapter: &wgpu::Adapter, info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> bool {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    adapter.features().contains(MATRICES | wgpu::Features::SUBGROUP)
+        && (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)
+        && limits.max_compute_workgroup_storage_size >= 48 << 10
+        && adapter
+            .cooperative_matrix_properties()
+            .iter()
+            .any(|m| (m.m_size, m.n_size, m.k_size, m.ab_type, m.cr_type) == (16, 16, 16, F16, F32))
+}
+
 impl Device {
     /// Opens the adapter that `options` (or `BITNET_ADAPTER`) names, or the best one.
     pub async fn open(options: &Options) -> Result<Device, BackendError> {
@@ -119,10 +135,20 @@ impl Device {
         let wanted = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
-        let features = adapter.features() & wanted;
+        let mut features = adapter.features() & wanted;
+        let matrices = options.matrices && has_matrices(&adapter, &info, &limits);
+        if matrices {
+            features |= MATRICES;
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("bitnet"),
             required_features: features,
+            experimental_features: if matrices {
+                // SAFETY: the only kernels that use cooperative matrices are those of the kernel table.
+                unsafe { wgpu::ExperimentalFeatures::enabled() }
+            } else {
+                wgpu::ExperimentalFeatures::disabled()
+            },
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -158,6 +184,7 @@ impl Device {
             subgroup,
             shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
             dot4,
+            matrices,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
@@ -181,6 +208,7 @@ impl Device {
             Need::Nothing => true,
             Need::Subgroups => self.caps.subgroup.is_some_and(|(min, _)| min >= 8),
             Need::Dot4 => self.caps.dot4,
+            Need::Matrices => self.caps.matrices,
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Need {
     Subgroups,
     /// `dot4I8Packed`.
     Dot4,
+    /// Cooperative matrices of 16 × 16 × 16, f16 to f32, on subgroups of 32; natively only.
+    Matrices,
 }
 
 /// A piece of WGSL that is joined in front of kernels.
@@ -123,6 +125,8 @@ const DOT4: &[Choice] = &[
     Choice { name: "emulated", parts: &[part!("dot4_emulated")], ..PLAIN },
     Choice { name: "builtin", parts: &[part!("dot4_builtin")], need: Need::Dot4, ..PLAIN },
 ];
+/// No choice, but a need.
+const MATRICES: &[Choice] = &[Choice { name: "f16", need: Need::Matrices, ..PLAIN }];
 const ROWS: &[Choice] = &[
     Choice { name: "f32", parts: &[part!("rows_f32")], bindings: &[(4, Read)], ..PLAIN },
     Choice { name: "f16", parts: &[part!("rows_f16")], bindings: &[(4, Read)], ..PLAIN },
@@ -300,6 +304,14 @@ pub static KERNELS: &[Kernel] = &[
         &[DOT4, TILE_SUM]
     ),
     kernel!(
+        "ternary_gemm_matrix",
+        TernaryGemm,
+        &[part!("step"), part!("acts_i8")],
+        &[STEP_AT, (2, Read), (3, Read), (4, Read), (5, Read), (6, Read), (8, Write)],
+        &["BLOCKS", "EPILOGUE"],
+        &[MATRICES]
+    ),
+    kernel!(
         "dense_gemv",
         DenseGemv,
         STEP,
@@ -333,6 +345,14 @@ pub static KERNELS: &[Kernel] = &[
         &[STEP_AT, (2, Read), (3, Write)],
         &["QUADS"],
         &[KV]
+    ),
+    kernel!(
+        "attention_prefill_matrix",
+        AttentionPrefill,
+        STEP,
+        &[STEP_AT, (2, Read), (3, Write), (4, Read), (5, Read)],
+        &["QUADS"],
+        &[MATRICES]
     ),
     kernel!(
         "gated_act",
@@ -472,6 +492,9 @@ impl Variant {
     /// The whole text. `web`: with the directives that browsers demand and naga rejects.
     pub fn source(&self, web: bool) -> String {
         let mut text = String::new();
+        if self.needs(Need::Matrices) {
+            text.push_str("enable f16;\nenable wgpu_cooperative_matrix;\n");
+        }
         if web && self.needs(Need::Subgroups) {
             text.push_str("enable subgroups;\ndiagnostic(off, subgroup_uniformity);\n");
         }

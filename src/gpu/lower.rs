@@ -31,6 +31,7 @@ fn unsupported<T>(reason: impl Into<String>) -> Result<T, BackendError> {
 }
 
 const VALUES: Plane = Plane::Values;
+const ONE: Extent = Extent::Of(1);
 
 /// Workgroups of 256 over the features of a row.
 fn per_256(dim: u32) -> Extent {
@@ -161,7 +162,6 @@ impl Lowering<'_> {
     }
 
     fn op(&self, i: usize, launches: &mut Vec<Launch>) -> Result<(), BackendError> {
-        const ONE: Extent = Extent::Of(1);
         match self.plan.ops[i] {
             Op::Embed { table, out } => self.embed(i, table, out, launches)?,
             Op::RmsNorm { x, weight, out, eps } => {
@@ -416,9 +416,15 @@ impl Lowering<'_> {
                     out_at,
                     by_outputs: u32::from(self.outputs(x)),
                 };
-                let grid = [Extent::Of(shard.rows.div_ceil(64)), self.rows(x, 64), Extent::Of(1)];
-                let variant = self.variant("ternary_gemm", &[self.dot4(), sum])?;
-                self.launch(i, (variant, overrides.clone()), params, &binds, grid)
+                if sum == "row" && self.device.has(Need::Matrices) {
+                    let grid = [Extent::Of(shard.rows.div_ceil(128)), self.rows(x, 128), ONE];
+                    let variant = self.variant("ternary_gemm_matrix", &["f16"])?;
+                    self.launch(i, (variant, overrides.clone()), params, &binds, grid)
+                } else {
+                    let grid = [Extent::Of(shard.rows.div_ceil(64)), self.rows(x, 64), ONE];
+                    let variant = self.variant("ternary_gemm", &[self.dot4(), sum])?;
+                    self.launch(i, (variant, overrides.clone()), params, &binds, grid)
+                }
             } else {
                 let (mut x_stride, mut eps_used) = (0, 0.0);
                 let acts = match input.map(|(n, _)| &self.plan.ops[n]) {
@@ -567,7 +573,14 @@ impl Lowering<'_> {
             let mut binds = vec![(2, Bind::Buf(q.buf, VALUES)), (3, Bind::Buf(out.buf, VALUES))];
             binds.extend(cache);
             let grid = [self.rows(q.buf, 64), Extent::Of(heads), Extent::Of(1)];
-            let variant = self.variant("attention_prefill", &[self.kv()])?;
+            let matrices = self.device.has(Need::Matrices)
+                && self.kv_type == KvType::F16
+                && quads <= 32
+                && quads.is_multiple_of(8);
+            let variant = match matrices {
+                true => self.variant("attention_prefill_matrix", &["f16"])?,
+                false => self.variant("attention_prefill", &[self.kv()])?,
+            };
             let made = (variant, vec![("QUADS", quads)]);
             launches.push(self.launch(i, made, params, &binds, grid));
             return Ok(());

@@ -47,6 +47,8 @@ pub struct Options {
     pub subgroups: bool,
     /// Use `dot4I8Packed` where there is one.
     pub dot4: bool,
+    /// Use cooperative matrices (tensor cores) for prefill where there are any.
+    pub matrices: bool,
     /// Ask for no more than WebGPU promises everywhere: 256 invocations and 16 KiB of memory a
     /// workgroup, bindings of 128 MiB.
     pub minimum: bool,
@@ -57,7 +59,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { adapter: None, subgroups: true, dot4: true, minimum: false, guards: false }
+        Options {
+            adapter: None,
+            subgroups: true,
+            dot4: true,
+            matrices: true,
+            minimum: false,
+            guards: false,
+        }
     }
 }
 
