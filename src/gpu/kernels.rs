@@ -125,7 +125,8 @@ const DOT4: &[Choice] = &[
     Choice { name: "emulated", parts: &[part!("dot4_emulated")], ..PLAIN },
     Choice { name: "builtin", parts: &[part!("dot4_builtin")], need: Need::Dot4, ..PLAIN },
 ];
-/// No choice, but a need.
+/// No choice, but a need. Not on the web, where no bytes are spent on what WebGPU does not have.
+#[cfg(not(target_arch = "wasm32"))]
 const MATRICES: &[Choice] = &[Choice { name: "f16", need: Need::Matrices, ..PLAIN }];
 const ROWS: &[Choice] = &[
     Choice { name: "f32", parts: &[part!("rows_f32")], bindings: &[(4, Read)], ..PLAIN },
@@ -303,6 +304,7 @@ pub static KERNELS: &[Kernel] = &[
         &["BLOCKS", "EPILOGUE"],
         &[DOT4, TILE_SUM]
     ),
+    #[cfg(not(target_arch = "wasm32"))]
     kernel!(
         "ternary_gemm_matrix",
         TernaryGemm,
@@ -346,6 +348,7 @@ pub static KERNELS: &[Kernel] = &[
         &["QUADS"],
         &[KV]
     ),
+    #[cfg(not(target_arch = "wasm32"))]
     kernel!(
         "attention_prefill_matrix",
         AttentionPrefill,
