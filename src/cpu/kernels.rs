@@ -141,9 +141,6 @@ pub(super) fn rows_a_task(dim: usize) -> usize {
 /// Fewest weights that are worth a task of their own.
 const WEIGHTS_A_TASK: usize = 65_536;
 
-/// Rows whose codes stay in the second-level cache during prefill.
-const ROWS_A_TILE: usize = 64;
-
 /// Tokens that share a tile of keys and values.
 const TOKENS_A_TILE: usize = 8;
 
@@ -249,15 +246,17 @@ pub(super) fn ternary_linear(
             wide::ternary_linear(x, tokens, w, &mut put);
         }),
         fast => {
+            if let Some(gemm) = &fast.ternary_gemm && tokens >= simd::ternary_gemm::LEAST_TOKENS {
+                let task = simd::ternary_gemm::Task::new(x, w, gemm.tokens, threads);
+                return threads.split(w.n, 16, least, |rows| {
+                    // SAFETY: as above; each column is one task's.
+                    unsafe { (gemm.run)(&task, rows, out) }
+                });
+            }
             let task = simd::ternary_linear::Task::new(x, w, fast.lanes, threads);
             threads.split(w.n, 4, least, |rows| {
-                // With many tokens, codes of a few rows stay in the cache while the tokens pass by.
-                let step = if tokens > 1 { ROWS_A_TILE } else { rows.len().max(1) };
-                for start in rows.clone().step_by(step) {
-                    let rows = start..(start + step).min(rows.end);
-                    // SAFETY: as above; each column is one task's.
-                    unsafe { (fast.ternary_linear)(&task, rows, out) }
-                }
+                // SAFETY: as above.
+                unsafe { (fast.ternary_linear)(&task, rows, out) }
             });
         },
     );

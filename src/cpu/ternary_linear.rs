@@ -17,6 +17,12 @@ pub fn segment(rule: ActQuant, w: &Ternary<'_>) -> usize {
     group.min(block).min(w.k.next_multiple_of(CHUNK))
 }
 
+/// Partial sums of a row whose segments have `len` weights: as many as there are segments in one SIMD
+/// step of the widest machine, and at least 4, so that each of its 128-bit lanes has its own.
+pub fn partials(len: usize) -> usize {
+    (CHUNK / len).max(4)
+}
+
 /// One token.
 ///
 /// # Shapes
@@ -25,11 +31,10 @@ pub fn segment(rule: ActQuant, w: &Ternary<'_>) -> usize {
 /// # Exactness
 /// Every implementation on the CPU agrees with this one bit for bit. The sum over a segment (see
 /// [`segment`]) is an integer. Segment sums times `d · block_scale` add up in f32, without fused
-/// multiply-add, in `256 / segment` partial sums (as many as there are segments in one SIMD step),
-/// joined pairwise, neighbours first.
+/// multiply-add, in [`partials`] partial sums in turn, joined pairwise, neighbours first.
 pub fn ternary_linear(rule: ActQuant, q: &[i8], d: &[f32], w: Ternary<'_>, out: &mut [f32]) {
     let segment = segment(rule, &w);
-    let lanes = (CHUNK / segment).max(1);
+    let lanes = partials(segment);
     for (n, out) in out.iter_mut().enumerate().take(w.n) {
         let row = w.row(n);
         let mut partial = [0.0f32; 8];

@@ -186,7 +186,16 @@ fn floats(key: u32, n: usize) -> Vec<f32> {
 #[test]
 fn ternary_linear_is_bit_for_bit_the_twin() {
     let threads = Threads::new(Some(2)).unwrap();
-    let shapes = [(1, 32, 1), (5, 96, 2), (17, 320, 3), (4, 256, 6), (66, 2560, 13), (3, 8640, 7)];
+    let shapes = [
+        (1, 32, 1),
+        (5, 96, 2),
+        (17, 320, 3),
+        (4, 256, 6),
+        (66, 2560, 13),
+        (3, 8640, 7),
+        (20, 192, 37),
+        (68, 576, 1),
+    ];
     for (key, (n, k, tokens)) in (0..).zip(shapes) {
         let codes: Vec<u8> =
             (0..n * crate::ternary::row_bytes(k)).map(|i| random(key, i) as u8).collect();
@@ -224,14 +233,17 @@ fn narrow_sums_do_not_overflow() {
     let codes = vec![0xff; n * crate::ternary::row_bytes(k)];
     let w = matrix::Ternary { n, k, codes: &codes, row_scales: &[1.0; 4], blocks: None };
     for value in [-128i8, 127] {
-        let mut x = quantize::QuantRows::new(ActQuant::PerToken, k);
-        x.resize(1).unwrap();
-        x.q.fill(value);
-        x.d.fill(1.0);
-        for isa in Isa::all() {
-            let mut out = vec![0.0; n];
-            kernels::ternary_linear(isa, &threads, &x, w, &rows_mut(&mut out, n));
-            assert_eq!(out, vec![f32::from(value) * 2.0 * k as f32; n], "{isa:?}");
+        for tokens in [1, 5] {
+            let mut x = quantize::QuantRows::new(ActQuant::PerToken, k);
+            x.resize(tokens).unwrap();
+            x.q.fill(value);
+            x.d.fill(1.0);
+            for isa in Isa::all() {
+                let mut out = vec![0.0; tokens * n];
+                kernels::ternary_linear(isa, &threads, &x, w, &rows_mut(&mut out, n));
+                let expected = f32::from(value) * 2.0 * k as f32;
+                assert_eq!(out, vec![expected; tokens * n], "{isa:?} {tokens}");
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use super::kv_append::{KvRows, KvValues};
 use super::matrix::{Dense, Ternary, Values};
 use super::quantize::QuantRows;
 use super::rows::RowsRef;
-use super::ternary_linear::{CHUNK, join, segment};
+use super::ternary_linear::{join, partials, segment};
 use crate::ternary::{BLOCK, BLOCK_BYTES};
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -24,7 +24,7 @@ const UNPACK_TOKENS: usize = 3;
 
 pub(super) fn ternary_linear(x: &QuantRows, tokens: usize, w: Ternary<'_>, put: Put<'_>) {
     let segment = segment(x.rule, &w);
-    let (lanes, segments) = ((CHUNK / segment).max(1), w.k.div_ceil(segment));
+    let (lanes, segments) = (partials(segment), w.k.div_ceil(segment));
     let padded = w.k.next_multiple_of(BLOCK);
     let end = |start: usize| (start + segment).min(padded);
     let group = x.rule.group().map_or(usize::MAX, |g| g as usize);

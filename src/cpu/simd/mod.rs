@@ -21,6 +21,9 @@ pub(super) mod elementwise;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
 pub(super) mod registers;
+mod segments;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) mod ternary_gemm;
 pub(super) mod ternary_linear;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 pub(super) mod wasm;

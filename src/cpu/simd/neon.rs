@@ -66,6 +66,18 @@ macro_rules! registers_128 {
             unsafe { vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)) }
         }
         #[inline(always)]
+        unsafe fn pair_lanes(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            unsafe { vaddq_s32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            unsafe { vsubq_s32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn to_f32(v: int32x4_t) -> float32x4_t {
+            unsafe { vcvtq_f32_s32(v) }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut i32, v: int32x4_t) {
             unsafe { vst1q_s32(p, v) }
         }
@@ -98,6 +110,10 @@ macro_rules! registers_128 {
         #[inline(always)]
         unsafe fn store_f32(p: *mut f32, v: float32x4_t) {
             unsafe { vst1q_f32(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            unsafe { vaddq_f32(a, b) }
         }
         #[inline(always)]
         unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
@@ -146,5 +162,5 @@ impl Simd for Dotprod {
     }
 }
 
-kernels!(NEON, Neon, "neon");
-kernels!(NEON_DOTPROD, Dotprod, "neon,dotprod");
+kernels!(NEON, Neon, "neon", None);
+kernels!(NEON_DOTPROD, Dotprod, "neon,dotprod", None);

@@ -1,6 +1,6 @@
 //! What a family of processors gives to the kernels, and the table of kernels it gets back.
 
-use super::{attention, ternary_linear};
+use super::{attention, ternary_gemm, ternary_linear};
 use crate::cpu::kernels::Cache;
 use crate::cpu::matrix::Dense;
 use crate::cpu::rows::{RowsMut, RowsRef};
@@ -16,11 +16,22 @@ pub(in crate::cpu) struct Table {
     /// 128-bit lanes a register.
     pub lanes: usize,
     pub ternary_linear: unsafe fn(&ternary_linear::Task<'_>, Range<usize>, &RowsMut<'_>),
+    /// The same for many tokens.
+    pub ternary_gemm: Option<Gemm>,
     pub dense_linear: unsafe fn(RowsRef<'_>, Dense<'_>, Range<usize>, &RowsMut<'_>),
     pub attention: unsafe fn(&attention::Task<'_>, Cache<'_>, usize, Range<usize>, &RowsMut<'_>),
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub quantize: unsafe fn(ActQuant, &[f32], &mut [i8], &mut [f32]),
     pub gated_act: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
+}
+
+/// A kernel for many tokens, and how many of them it takes at once.
+///
+/// # Safety
+/// As for [`Table`].
+pub(in crate::cpu) struct Gemm {
+    pub tokens: usize,
+    pub run: unsafe fn(&ternary_gemm::Task<'_>, Range<usize>, &RowsMut<'_>),
 }
 
 /// How far ahead of its loads one token asks for weights. Rows are too short for the processor to
@@ -64,6 +75,12 @@ pub(super) trait Simd {
     unsafe fn widen(wide: Self::Int, narrow: Self::Int) -> Self::Int;
     /// In each lane, the sums of the four i32 of `a`, of `b`, of `c` and of `d`.
     unsafe fn sum4(a: Self::Int, b: Self::Int, c: Self::Int, d: Self::Int) -> Self::Int;
+    /// The sums of neighbouring lanes, those of `a` before those of `b`.
+    unsafe fn pair_lanes(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// `a − b` of i32.
+    unsafe fn sub(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// i32 as f32.
+    unsafe fn to_f32(v: Self::Int) -> Self::Float;
     unsafe fn store(p: *mut i32, v: Self::Int);
 
     unsafe fn splat(v: f32) -> Self::Float;
@@ -71,15 +88,41 @@ pub(super) trait Simd {
     unsafe fn load_f16(p: *const u16) -> Self::Float;
     unsafe fn load_i8(p: *const i8) -> Self::Float;
     unsafe fn store_f32(p: *mut f32, v: Self::Float);
+    unsafe fn add(a: Self::Float, b: Self::Float) -> Self::Float;
     unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float;
     /// `a · b + c`, fused where the processor can.
     unsafe fn mul_add(a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
     unsafe fn sum(v: Self::Float) -> f32;
 }
 
-/// The table of kernels for `$simd`, compiled with `$features`.
+/// Registers of several lanes, of which a kernel can make columns of a tile.
+pub(super) trait Wide: Simd {
+    /// One 128-bit lane from each of the first [`Simd::LANES`] places.
+    unsafe fn gather_lanes(p: [*const u8; 4]) -> Self::Int;
+    /// One 128-bit lane every `stride` bytes.
+    #[inline(always)]
+    unsafe fn load_lanes(p: *const u8, stride: usize) -> Self::Int {
+        // SAFETY: the caller's.
+        unsafe {
+            Self::gather_lanes([
+                p,
+                p.wrapping_add(stride),
+                p.wrapping_add(2 * stride),
+                p.wrapping_add(3 * stride),
+            ])
+        }
+    }
+    /// In each lane, the 4 × 4 matrix of 32-bit words with its rows as columns.
+    unsafe fn turn(rows: [Self::Int; 4]) -> [Self::Int; 4];
+    /// Four bytes in every 32-bit lane.
+    unsafe fn splat_word(p: *const i8) -> Self::Int;
+    /// The same bits.
+    unsafe fn as_floats(v: Self::Int) -> Self::Float;
+}
+
+/// The table of kernels for `$simd`, compiled with `$features`; `$gemm`: the one for many tokens.
 macro_rules! kernels {
-    ($table:ident, $simd:ty, $features:literal) => {
+    ($table:ident, $simd:ty, $features:literal, $gemm:expr) => {
         pub(in crate::cpu) static $table: Table = {
             #[target_feature(enable = $features)]
             unsafe fn ternary(t: &ternary_linear::Task<'_>, n: Range<usize>, out: &RowsMut<'_>) {
@@ -117,6 +160,7 @@ macro_rules! kernels {
             Table {
                 lanes: <$simd as Simd>::LANES,
                 ternary_linear: ternary,
+                ternary_gemm: $gemm,
                 dense_linear: dense,
                 attention,
                 rms_norm,

@@ -1,64 +1,68 @@
-//! W2A8 over registers: a tile of four rows and a few tokens, for one token (decode, bound by
-//! memory) as for many (prefill, bound by arithmetic).
+//! W2A8 over registers: a tile of four rows and a few tokens, whose lanes lie along the row. For one
+//! token (decode, bound by memory), and for many where `ternary_gemm` is not.
 
-use super::dense_linear::half_to_f32;
 use super::registers::{PREFETCH_BYTES, Simd};
+use super::segments::{ROWS, Scales, Segments};
 use crate::cpu::matrix::Ternary;
 use crate::cpu::quantize::QuantRows;
 use crate::cpu::rows::RowsMut;
-use crate::cpu::ternary_linear::{CHUNK, join, segment};
+use crate::cpu::ternary_linear::join;
 use crate::cpu::threads::Threads;
 use crate::ternary::BLOCK_BYTES;
 
 use std::ops::Range;
 
-/// Rows of a tile: as many as one [`Simd::sum4`] joins.
-const ROWS: usize = 4;
+/// Rows whose codes stay in the second-level cache while many tokens pass by.
+pub(super) const ROWS_A_PASS: usize = 64;
 
 /// Activations lined up with the registers, and the weights they meet.
 pub(in crate::cpu) struct Task<'a> {
-    pub w: Ternary<'a>,
-    segment: usize,
-    segments: usize,
+    w: Ternary<'a>,
+    segments: Segments,
     /// Bytes a row of `q`: whole registers of codes.
     stride: usize,
     /// For each register of codes its four registers of activations, `[T, stride]`.
     q: Vec<i8>,
-    /// Sum of a segment's `q`, `[T, segments]`.
+    /// Sum of each segment's `q`, once for each row of a tile: `[T, half, unit, 4]`.
     sums: Vec<i32>,
-    /// Scale of each segment, `[T, segments]`.
+    /// Scale of each segment, likewise.
     d: Vec<f32>,
-    /// Whether the whole row is one segment without a block scale.
-    uniform: bool,
 }
 
 impl<'a> Task<'a> {
     pub fn new(x: &QuantRows, w: Ternary<'a>, lanes: usize, threads: &Threads) -> Self {
-        let segment = segment(x.rule, &w);
-        let segments = w.k.div_ceil(segment);
+        let segments = Segments::new(x, &w);
+        let (halves, units) = (segments.halves(), segments.units());
         let register = 64 * lanes;
         let stride = w.k.next_multiple_of(register);
+        let scales = halves * units * ROWS;
         let mut q = vec![0i8; x.rows * stride];
-        let mut sums = vec![0i32; x.rows * segments];
-        let mut d = vec![0f32; x.rows * segments];
-        let rows = q.chunks_exact_mut(stride).zip(sums.chunks_exact_mut(segments));
-        let rows = rows.zip(d.chunks_exact_mut(segments)).enumerate();
+        let mut sums = vec![0i32; x.rows * scales];
+        let mut d = vec![0f32; x.rows * scales];
+        let rows = q.chunks_exact_mut(stride).zip(sums.chunks_exact_mut(scales));
+        let rows = rows.zip(d.chunks_exact_mut(scales)).enumerate();
         threads.each(super::super::kernels::rows_a_task(w.k), rows, |(t, ((q, sums), d))| {
-            let (row, scales) = x.row(t);
-            let row = &row[..w.k.next_multiple_of(64)];
+            let row = &x.row(t).0[..w.k.next_multiple_of(64)];
             for (block, values) in row.chunks_exact(64).enumerate() {
                 let at = block / lanes * register + block % lanes * 16;
                 for (shift, values) in values.chunks_exact(16).enumerate() {
                     q[at + shift * 16 * lanes..][..16].copy_from_slice(values);
                 }
             }
-            for (i, values) in row.chunks(segment).enumerate().take(segments) {
-                sums[i] = values.iter().map(|&v| i32::from(v)).sum();
-                d[i] = scales[x.rule.group().map_or(0, |g| i * segment / g as usize)];
+            for (i, sum, scale) in segments.of(x, w.k, t) {
+                let at = (i % halves * units + i / halves) * ROWS;
+                sums[at..][..ROWS].fill(sum);
+                d[at..][..ROWS].fill(scale);
             }
         });
-        let uniform = segments == 1 && w.blocks.is_none();
-        Task { w, segment, segments, stride, q, sums, d, uniform }
+        Task { w, segments, stride, q, sums, d }
+    }
+
+    /// Sums and scales of token `t`, `[half, unit, 4]`.
+    #[inline(always)]
+    fn scales(&self, t: usize) -> (&[i32], &[f32]) {
+        let len = self.segments.halves() * self.segments.units() * ROWS;
+        (&self.sums[t * len..][..len], &self.d[t * len..][..len])
     }
 }
 
@@ -69,49 +73,39 @@ pub(super) unsafe fn ternary_linear<S: Simd>(
     rows: Range<usize>,
     out: &RowsMut<'_>,
 ) {
-    let mut scratch = Scratch::default();
-    let mut t = 0;
-    while t < out.rows {
-        let left = out.rows - t;
-        let tokens = if S::TOKENS >= 6 && left >= 6 {
-            6
-        } else if S::TOKENS >= 4 && left >= 4 {
-            4
-        } else {
-            left.min(2)
-        };
-        for n in rows.clone().step_by(ROWS) {
-            let n = n..(n + ROWS).min(rows.end);
-            // SAFETY: the caller's; the tile lies inside `rows`.
-            unsafe {
-                match tokens {
-                    6 => tile::<S, 6>(task, t, n, out, &mut scratch),
-                    4 => tile::<S, 4>(task, t, n, out, &mut scratch),
-                    2 => tile::<S, 2>(task, t, n, out, &mut scratch),
-                    _ => tile::<S, 1>(task, t, n, out, &mut scratch),
+    let mut scales = Scales::default();
+    for start in rows.clone().step_by(ROWS_A_PASS) {
+        let rows = start..(start + ROWS_A_PASS).min(rows.end);
+        // SAFETY: the caller's.
+        unsafe { scales.fill::<S>(&task.w, task.segments, rows.clone()) };
+        let mut t = 0;
+        while t < out.rows {
+            let left = out.rows - t;
+            let tokens = if S::TOKENS >= 4 && left >= 4 { 4 } else { left.min(2) };
+            for (i, n) in rows.clone().step_by(ROWS).enumerate() {
+                let n = n..(n + ROWS).min(rows.end);
+                // SAFETY: the caller's; the tile lies inside `rows`.
+                unsafe {
+                    match tokens {
+                        4 => tile::<S, 4>(task, t, n, out, scales.tile(i)),
+                        2 => tile::<S, 2>(task, t, n, out, scales.tile(i)),
+                        _ => tile::<S, 1>(task, t, n, out, scales.tile(i)),
+                    }
                 }
             }
+            t += tokens;
         }
-        t += tokens;
     }
 }
 
-/// Memory of the tiles with segments.
-#[derive(Default)]
-struct Scratch {
-    /// `[T, block of 64, 2 halves, ROWS]`: sums of code·q.
-    sums: Vec<i32>,
-    /// `[segment, ROWS]`.
-    block_scales: Vec<f32>,
-}
-
+/// `scales`: those of the blocks, `[unit, 4]`.
 #[inline(always)]
 unsafe fn tile<S: Simd, const T: usize>(
     task: &Task<'_>,
     t0: usize,
     rows: Range<usize>,
     out: &RowsMut<'_>,
-    scratch: &mut Scratch,
+    scales: Option<&[f32]>,
 ) {
     // A tile past the last row repeats it.
     let row = |r: usize| task.w.row((rows.start + r).min(rows.end - 1)).as_ptr();
@@ -122,10 +116,12 @@ unsafe fn tile<S: Simd, const T: usize>(
     }
     // SAFETY: pointers to whole rows of codes and of lined-up activations.
     unsafe {
-        if task.uniform {
+        if task.segments.count == 1 && scales.is_none() {
             uniform::<S, T>(task, rows_at, x, t0, rows, out);
+        } else if task.segments.halves() == 2 {
+            segmented::<S, T, 2>(task, rows_at, x, t0, rows, out, scales);
         } else {
-            segmented::<S, T>(task, rows_at, x, t0, rows, out, scratch);
+            segmented::<S, T, 1>(task, rows_at, x, t0, rows, out, scales);
         }
     }
 }
@@ -257,113 +253,101 @@ unsafe fn uniform<S: Simd, const T: usize>(
             let mut lanes = [0i32; 16];
             let joined = S::sum4(wide[0][t], wide[1][t], wide[2][t], wide[3][t]);
             S::store(lanes.as_mut_ptr(), joined);
-            let (sum, d) = (task.sums[t0 + t], task.d[t0 + t]);
+            let (sums, d) = task.scales(t0 + t);
             let out = out.part(t0 + t, rows.clone());
             for (r, out) in out.iter_mut().enumerate() {
                 let total: i32 = (0..S::LANES).map(|l| lanes[4 * l + r]).sum();
-                *out = (total - sum) as f32 * d * task.w.row_scales[rows.start + r];
+                *out = (total - sums[0]) as f32 * d[0] * task.w.row_scales[rows.start + r];
             }
         }
     }
 }
 
-/// Scales that change along the row.
+/// Scales that change along the row: sums of segments are joined to one 128-bit lane each, of four
+/// rows, before they become floats. `HALVES`: segments that a block of codes holds.
 #[inline(always)]
-unsafe fn segmented<S: Simd, const T: usize>(
+unsafe fn segmented<S: Simd, const T: usize, const HALVES: usize>(
     task: &Task<'_>,
     rows_at: [*const u8; ROWS],
     x: [*const i8; T],
     t0: usize,
     rows: Range<usize>,
     out: &RowsMut<'_>,
-    scratch: &mut Scratch,
+    scales: Option<&[f32]>,
 ) {
     let blocks = task.w.row_bytes() / BLOCK_BYTES;
-    let steps = blocks.div_ceil(S::LANES);
-    let blocks_a_segment = (task.segment / 64).max(1);
-    // Registers of one segment add up before they are joined: 16 dots at most.
-    let registers = (blocks_a_segment / S::LANES).max(1);
-    // Room for whole registers and whole segments; what no step writes stays 0.
-    let room = (steps * S::LANES).next_multiple_of(CHUNK / 64) * ROWS;
-    let halves = task.segment == 32;
-    scratch.sums.resize(2 * T * room, 0);
-    // SAFETY: the caller's; stores stay inside `room` of their half and token.
+    // Registers that fill the lanes of one with sums of whole segments: 1, 2 or 4.
+    let registers = (task.segments.len / 64).max(1);
+    // Those that add up as they are; the others' lanes are added in pairs.
+    let run = (registers / S::LANES).max(1);
+    let units = task.segments.units();
+    // Registers of sums until a lane's partial sum comes again.
+    let period = 4 / S::LANES;
+    // SAFETY: the caller's; `units` are whole registers, of sums and scales as well.
     unsafe {
-        for (slot, start) in (0..steps).step_by(registers).enumerate() {
-            let mut first = [[S::zero(); T]; ROWS];
-            let mut second = [[S::zero(); T]; ROWS];
-            for i in start..(start + registers).min(steps) {
-                if T == 1 {
-                    prefetch::<S>(rows_at, i * 16 * S::LANES);
+        let mut partial = [[[S::splat(0.0); T]; 4]; HALVES];
+        for batch in 0..blocks.div_ceil(S::LANES * registers) {
+            let mut joined = [[[S::zero(); T]; 4]; HALVES];
+            for i in 0..registers / run {
+                let mut sums = [[[S::zero(); T]; ROWS]; HALVES];
+                let first = batch * registers + i * run;
+                for register in first..first + run {
+                    let lanes = blocks.saturating_sub(register * S::LANES).min(S::LANES);
+                    if lanes == 0 {
+                        break;
+                    }
+                    if T == 1 {
+                        prefetch::<S>(rows_at, register * 16 * S::LANES);
+                    }
+                    let codes = load_codes::<S>(rows_at, register * 16 * S::LANES, lanes);
+                    let at = register * 64 * S::LANES;
+                    shifted::<S, T, 0>(codes, &x, at, &mut sums[0]);
+                    shifted::<S, T, 1>(codes, &x, at, &mut sums[0]);
+                    shifted::<S, T, 2>(codes, &x, at, &mut sums[HALVES - 1]);
+                    shifted::<S, T, 3>(codes, &x, at, &mut sums[HALVES - 1]);
                 }
-                let lanes = (blocks - i * S::LANES).min(S::LANES);
-                let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, lanes);
-                let at = i * 64 * S::LANES;
-                if halves {
-                    shifted::<S, T, 0>(codes, &x, at, &mut first);
-                    shifted::<S, T, 1>(codes, &x, at, &mut first);
-                    shifted::<S, T, 2>(codes, &x, at, &mut second);
-                    shifted::<S, T, 3>(codes, &x, at, &mut second);
-                } else {
-                    step::<S, T>(codes, &x, at, &mut second);
-                }
-            }
-            for t in 0..T {
-                let sums = scratch.sums.as_mut_ptr().add(2 * t * room + slot * S::LANES * ROWS);
-                S::store(sums, join_rows::<S, T>(&second, t));
-                if halves {
-                    S::store(sums.add(room), join_rows::<S, T>(&first, t));
-                }
-            }
-        }
-    }
-    scratch.block_scales.clear();
-    scratch.block_scales.resize(task.segments * ROWS, 1.0);
-    if let Some((len, _)) = task.w.blocks {
-        let repeats = len / task.segment;
-        for r in 0..rows.len() {
-            let Some((_, scales)) = task.w.row_blocks(rows.start + r) else { break };
-            let segments = scratch.block_scales.chunks_mut(repeats * ROWS);
-            for (segments, &bits) in segments.zip(scales) {
-                let scale = half_to_f32(bits);
-                for segment in segments.chunks_exact_mut(ROWS) {
-                    segment[r] = scale;
-                }
-            }
-        }
-    }
-    let partials = (CHUNK / task.segment).max(1);
-    // Sums that a segment has: those of its blocks, or of the lanes of its registers.
-    let parts = blocks_a_segment / registers;
-    for t in 0..T {
-        let at = (t0 + t) * task.segments;
-        let (sums, d) = (&task.sums[at..][..task.segments], &task.d[at..][..task.segments]);
-        let second = &scratch.sums[2 * t * room..][..room];
-        let first = &scratch.sums[(2 * t + 1) * room..][..room];
-        let mut partial = [[0.0f32; ROWS]; 8];
-        for s in 0..task.segments {
-            let mut total = [0i32; ROWS];
-            if halves {
-                let half = if s % 2 == 0 { first } else { second };
-                total.copy_from_slice(&half[s / 2 * ROWS..][..ROWS]);
-            } else {
-                for part in s * parts..(s + 1) * parts {
-                    for (total, &v) in total.iter_mut().zip(&second[part * ROWS..][..ROWS]) {
-                        *total += v;
+                for half in 0..HALVES {
+                    for t in 0..T {
+                        joined[half][i][t] = join_rows::<S, T>(&sums[half], t);
                     }
                 }
             }
-            let scales = &scratch.block_scales[s * ROWS..][..ROWS];
-            let partial = &mut partial[s % partials];
-            for r in 0..ROWS {
-                partial[r] += (total[r] - sums[s]) as f32 * (d[s] * scales[r]);
+            let unit = batch * S::LANES;
+            for half in 0..HALVES {
+                for t in 0..T {
+                    let j = &joined[half];
+                    let (a, b, c, d) = (j[0][t], j[1][t], j[2][t], j[3][t]);
+                    let total = match registers / run {
+                        1 => a,
+                        2 => S::pair_lanes(a, b),
+                        _ => S::pair_lanes(S::pair_lanes(a, b), S::pair_lanes(c, d)),
+                    };
+                    let (sums, d) = task.scales(t0 + t);
+                    let at = (half * units + unit) * ROWS;
+                    let sum = S::sub(total, S::load(sums[at..].as_ptr().cast()));
+                    let mut d = S::load_f32(d[at..].as_ptr());
+                    if let Some(scales) = scales {
+                        d = S::mul(d, S::load_f32(scales[unit * ROWS..].as_ptr()));
+                    }
+                    let partial = &mut partial[half][batch % period][t];
+                    *partial = S::add(*partial, S::mul(S::to_f32(sum), d));
+                }
             }
         }
-        // SAFETY: the caller's.
-        let out = unsafe { out.part(t0 + t, rows.clone()) };
-        for (r, out) in out.iter_mut().enumerate() {
-            let mut row: [f32; 8] = std::array::from_fn(|i| partial[i][r]);
-            *out = join(&mut row, partials) * task.w.row_scales[rows.start + r];
+        for t in 0..T {
+            // `[4, ROWS]` of each half.
+            let mut lanes = [[0.0f32; 4 * ROWS]; HALVES];
+            for (lanes, partial) in lanes.iter_mut().zip(&partial) {
+                for (lanes, partial) in lanes.chunks_exact_mut(S::FLOATS).zip(partial) {
+                    S::store_f32(lanes.as_mut_ptr(), partial[t]);
+                }
+            }
+            let out = out.part(t0 + t, rows.clone());
+            for (r, out) in out.iter_mut().enumerate() {
+                let mut row: [f32; 8] =
+                    std::array::from_fn(|i| lanes[i % HALVES][i / HALVES % 4 * ROWS + r]);
+                *out = join(&mut row, 4 * HALVES) * task.w.row_scales[rows.start + r];
+            }
         }
     }
 }

@@ -62,6 +62,18 @@ impl Simd for Simd128 {
         i32x4_add(i64x2_shuffle::<0, 2>(ab, cd), i64x2_shuffle::<1, 3>(ab, cd))
     }
     #[inline(always)]
+    unsafe fn pair_lanes(a: v128, b: v128) -> v128 {
+        i32x4_add(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: v128, b: v128) -> v128 {
+        i32x4_sub(a, b)
+    }
+    #[inline(always)]
+    unsafe fn to_f32(v: v128) -> v128 {
+        f32x4_convert_i32x4(v)
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut i32, v: v128) {
         unsafe { v128_store(p.cast(), v) }
     }
@@ -91,6 +103,10 @@ impl Simd for Simd128 {
         unsafe { v128_store(p.cast(), v) }
     }
     #[inline(always)]
+    unsafe fn add(a: v128, b: v128) -> v128 {
+        f32x4_add(a, b)
+    }
+    #[inline(always)]
     unsafe fn mul(a: v128, b: v128) -> v128 {
         f32x4_mul(a, b)
     }
@@ -112,6 +128,6 @@ impl Simd for Simd128 {
 }
 
 #[cfg(not(target_feature = "relaxed-simd"))]
-kernels!(SIMD128, Simd128, "simd128");
+kernels!(SIMD128, Simd128, "simd128", None);
 #[cfg(target_feature = "relaxed-simd")]
-kernels!(SIMD128, Simd128, "simd128,relaxed-simd");
+kernels!(SIMD128, Simd128, "simd128,relaxed-simd", None);

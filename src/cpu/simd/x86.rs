@@ -1,7 +1,7 @@
 //! x86-64: AVX2, AVX-VNNI, AVX-512 VNNI.
 
-use super::registers::{Simd, Table, kernels};
-use super::{attention, dense_linear, elementwise, ternary_linear};
+use super::registers::{Gemm, Simd, Table, Wide, kernels};
+use super::{attention, dense_linear, elementwise, ternary_gemm, ternary_linear};
 use crate::cpu::kernels::Cache;
 use crate::cpu::matrix::Dense;
 use crate::cpu::rows::{RowsMut, RowsRef};
@@ -57,6 +57,21 @@ macro_rules! registers_256 {
             unsafe { _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)) }
         }
         #[inline(always)]
+        unsafe fn pair_lanes(a: __m256i, b: __m256i) -> __m256i {
+            unsafe {
+                let even = _mm256_permute2x128_si256::<0x20>(a, b);
+                _mm256_add_epi32(even, _mm256_permute2x128_si256::<0x31>(a, b))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m256i, b: __m256i) -> __m256i {
+            unsafe { _mm256_sub_epi32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn to_f32(v: __m256i) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(v) }
+        }
+        #[inline(always)]
         unsafe fn store(p: *mut i32, v: __m256i) {
             unsafe { _mm256_storeu_si256(p.cast(), v) }
         }
@@ -79,6 +94,10 @@ macro_rules! registers_256 {
         #[inline(always)]
         unsafe fn store_f32(p: *mut f32, v: __m256) {
             unsafe { _mm256_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_add_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn mul(a: __m256, b: __m256) -> __m256 {
@@ -133,7 +152,7 @@ impl Simd for Avx512 {
     const LANES: usize = 4;
     const FLOATS: usize = 16;
     const NARROW_DOTS: usize = usize::MAX;
-    const TOKENS: usize = 4;
+    const TOKENS: usize = 2;
     type Int = __m512i;
     type Float = __m512;
 
@@ -182,6 +201,21 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn pair_lanes(a: __m512i, b: __m512i) -> __m512i {
+        unsafe {
+            let even = _mm512_shuffle_i64x2::<0b10_00_10_00>(a, b);
+            _mm512_add_epi32(even, _mm512_shuffle_i64x2::<0b11_01_11_01>(a, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(v: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut i32, v: __m512i) {
         unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
@@ -206,6 +240,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mul_ps(a, b) }
     }
@@ -219,6 +257,95 @@ impl Simd for Avx512 {
     }
 }
 
-kernels!(AVX2, Avx2, "avx2,fma,f16c");
-kernels!(AVX_VNNI, AvxVnni, "avx2,fma,f16c,avxvnni");
-kernels!(AVX512_VNNI, Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+/// The same for both 256-bit sets.
+macro_rules! wide_256 {
+    ($simd:ty) => {
+        impl Wide for $simd {
+            #[inline(always)]
+            unsafe fn gather_lanes(p: [*const u8; 4]) -> __m256i {
+                unsafe { _mm256_loadu2_m128i(p[1].cast(), p[0].cast()) }
+            }
+            #[inline(always)]
+            unsafe fn turn(rows: [__m256i; 4]) -> [__m256i; 4] {
+                unsafe {
+                    let [a, b, c, d] = rows;
+                    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                    let (ef, gh) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                    [
+                        _mm256_unpacklo_epi64(ab, cd),
+                        _mm256_unpackhi_epi64(ab, cd),
+                        _mm256_unpacklo_epi64(ef, gh),
+                        _mm256_unpackhi_epi64(ef, gh),
+                    ]
+                }
+            }
+            #[inline(always)]
+            unsafe fn splat_word(p: *const i8) -> __m256i {
+                unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn as_floats(v: __m256i) -> __m256 {
+                unsafe { _mm256_castsi256_ps(v) }
+            }
+        }
+    };
+}
+wide_256!(Avx2);
+wide_256!(AvxVnni);
+
+impl Wide for Avx512 {
+    #[inline(always)]
+    unsafe fn gather_lanes(p: [*const u8; 4]) -> __m512i {
+        unsafe {
+            let v = _mm512_zextsi128_si512(_mm_loadu_si128(p[0].cast()));
+            let v = _mm512_inserti32x4::<1>(v, _mm_loadu_si128(p[1].cast()));
+            let v = _mm512_inserti32x4::<2>(v, _mm_loadu_si128(p[2].cast()));
+            _mm512_inserti32x4::<3>(v, _mm_loadu_si128(p[3].cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn turn(rows: [__m512i; 4]) -> [__m512i; 4] {
+        unsafe {
+            let [a, b, c, d] = rows;
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ef, gh),
+                _mm512_unpackhi_epi64(ef, gh),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_word(p: *const i8) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn as_floats(v: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(v) }
+    }
+}
+
+/// A table with the kernel for `$tokens` tokens at once: 8 or 16, as many as accumulators fit beside a
+/// register of codes.
+macro_rules! wide_kernels {
+    ($table:ident, $simd:ty, $features:literal, $tokens:literal) => {
+        kernels!($table, $simd, $features, {
+            #[target_feature(enable = $features)]
+            unsafe fn gemm(t: &ternary_gemm::Task<'_>, n: Range<usize>, out: &RowsMut<'_>) {
+                // SAFETY: the caller's.
+                unsafe { ternary_gemm::ternary_gemm::<$simd>(t, n, out) }
+            }
+            Some(Gemm { tokens: $tokens, run: gemm })
+        });
+    };
+}
+wide_kernels!(AVX2, Avx2, "avx2,fma,f16c", 8);
+wide_kernels!(AVX_VNNI, AvxVnni, "avx2,fma,f16c,avxvnni", 8);
+wide_kernels!(
+    AVX512_VNNI,
+    Avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+    16
+);
