@@ -252,7 +252,7 @@ fn windows_of_an_evaluation_count_every_token_once() {
     let text = "Once upon a time there was a king who had three daughters. ".repeat(12);
     let run = |context| {
         let mut s = session_with(LoadOptions { context: Some(context), ..LoadOptions::default() });
-        pollster::block_on(evaluate(&mut s, &text, &mut |_, _| true)).unwrap()
+        pollster::block_on(evaluate(&mut s, &text, None, &mut |_, _| true)).unwrap()
     };
     let (whole, windows) = (run(512), run(48));
     assert_eq!((whole.tokens, whole.chars), (windows.tokens, windows.chars));
@@ -261,6 +261,39 @@ fn windows_of_an_evaluation_count_every_token_once() {
     // something, and both are far better than chance (ln 4096 = 8.3).
     assert!(whole.nats_per_token() < windows.nats_per_token());
     assert!(windows.nats_per_token() < 4.0, "{windows:?}");
+}
+
+/// Each token is predicted from as many before it as the stride says, window by window.
+#[test]
+fn windows_of_an_evaluation_are_cut_as_said() {
+    use bitnet_rust::session::eval::evaluate;
+    const CONTEXT: usize = 24;
+    let text = "There was once a king who had three daughters, and the youngest of them was so fair \
+        that the sun himself, who has seen so much, wondered whenever he shone in her face. Close \
+        by the castle lay a great dark forest.";
+    let options = LoadOptions { context: Some(CONTEXT as u32), ..LoadOptions::default() };
+    let mut s = session_with(options);
+    let ids = s.encode(&Prompt::Text(text.to_string())).unwrap().0;
+    assert!(ids.len() > 2 * CONTEXT, "{}", ids.len());
+    for stride in [7, CONTEXT] {
+        let mut nats = 0.0;
+        for i in 1..ids.len() {
+            // Windows after the first end `stride` tokens apart.
+            let end = CONTEXT + i.saturating_sub(CONTEXT).div_ceil(stride) * stride;
+            let logits = pollster::block_on(s.logits(&ids[end - CONTEXT..i])).unwrap();
+            let row = &logits[logits.len() - s.info().vocab_size as usize..];
+            let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+            nats += sum.ln() - f64::from(row[ids[i] as usize]);
+        }
+        let outcome =
+            pollster::block_on(evaluate(&mut s, text, Some(stride), &mut |_, _| true)).unwrap();
+        let error = (outcome.nats / nats - 1.0).abs();
+        assert!(error < 1e-3, "stride {stride}: {} nats, not {nats}", outcome.nats);
+    }
+    for stride in [0, CONTEXT + 1] {
+        let outcome = pollster::block_on(evaluate(&mut s, text, Some(stride), &mut |_, _| true));
+        assert!(matches!(outcome, Err(Error::InvalidArgument { .. })), "{outcome:?}");
+    }
 }
 
 /// The nats of a text must not depend on how the weights are stored or on what computes them.
@@ -279,7 +312,8 @@ fn formats_and_machines_predict_a_text_alike() {
     let nats = |path: &Path, device: Device| {
         let mut session =
             files::load_on(device, path, &LoadOptions::default(), &mut |_| true).unwrap();
-        let outcome = pollster::block_on(evaluate(&mut session, TEXT, &mut |_, _| true)).unwrap();
+        let outcome =
+            pollster::block_on(evaluate(&mut session, TEXT, None, &mut |_, _| true)).unwrap();
         assert_eq!(outcome.chars, TEXT.chars().count());
         outcome.nats_per_token()
     };

@@ -23,6 +23,10 @@ pub struct EvalArgs {
     /// Look at no more than the first N characters
     #[arg(long, value_name = "N")]
     max_chars: Option<usize>,
+    /// Tokens that each window of a long text adds: the more, the faster and the less each has
+    /// before it [default: half the context]
+    #[arg(long, value_name = "TOKENS")]
+    stride: Option<usize>,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -41,11 +45,12 @@ pub fn eval(args: EvalArgs) -> Result<(), Failure> {
     let mut session = load(&args.model, &args.source, &args.machine)?;
     let bar = output::counter(args.source.quiet, "tokens");
     let start = std::time::Instant::now();
-    let result = pollster::block_on(evaluate(&mut session, &text, &mut |done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        !interrupt::interrupted()
-    }));
+    let result =
+        pollster::block_on(evaluate(&mut session, &text, args.stride, &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            !interrupt::interrupted()
+        }));
     bar.finish_and_clear();
     let result = match result {
         Err(Error::Cancelled) => return Err(Failure::Interrupted),

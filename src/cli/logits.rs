@@ -30,7 +30,7 @@ pub fn logits(args: LogitsArgs) -> Result<(), Failure> {
     let mut file = output::new_file(&args.out)?;
     let mut session = load(&args.model, &args.source, &args.machine)?;
     let mut written = Ok(());
-    pollster::block_on(session.each_logits(&args.ids.0, |rows| {
+    pollster::block_on(session.each_logits(&args.ids.0, 0, |rows| {
         let bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
         if written.is_ok() {
             written = file.write_all(&bytes);

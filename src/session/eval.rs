@@ -33,46 +33,51 @@ impl Evaluation {
 
 /// Predicts every token of `text` from the tokens before it.
 ///
-/// Texts longer than the context are read in windows that overlap by half: each token is counted
-/// once, and (but for the first window) with at least half a context before it.
-/// `on_progress` is told how many tokens of how many are done, and returns whether to go on.
+/// Texts longer than the context are read in windows, each of which adds `stride` tokens (`None`: half
+/// a context) to those that were counted: with a stride of a context they lie side by side, which is
+/// fastest; with half of it every token but the first ones has at least half a context before it, and
+/// everything is read twice. `on_progress` is told how many tokens of how many are done, and returns
+/// whether to go on.
 ///
 /// # Errors
-/// A text of fewer than two tokens; tokenizer and device errors; [`Error::Cancelled`].
+/// A text of fewer than two tokens, a stride that is not 1 to the context; tokenizer and device
+/// errors; [`Error::Cancelled`].
 pub async fn evaluate(
     session: &mut Session,
     text: &str,
+    stride: Option<usize>,
     on_progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Evaluation, Error> {
+    let invalid = |reason: String| Err(Error::InvalidArgument { reason });
+    let (context, vocab) = (session.info().context as usize, session.info().vocab_size as usize);
+    let stride = stride.unwrap_or(context.div_ceil(2));
+    if stride == 0 || stride > context {
+        return invalid(format!("stride must be 1 to the context of {context}, not {stride}"));
+    }
     let tokenizer = session.tokenizer()?;
     let bos = tokenizer.add_bos() && tokenizer.bos().is_some();
     let ids = tokenizer.encode(text, bos)?;
     if ids.len() < 2 {
-        let reason = "the text is too short: at least two tokens are needed".to_string();
-        return Err(Error::InvalidArgument { reason });
+        return invalid("the text is too short: at least two tokens are needed".to_string());
     }
     // Without a beginning-of-text token nothing predicts the first one.
     let unseen = if bos { String::new() } else { tokenizer.decode(&ids[..1], false)? };
     let chars = text.chars().count().saturating_sub(unseen.chars().count());
     let mut result = Evaluation { tokens: ids.len() - 1, chars, nats: 0.0 };
-    let (context, vocab) = (session.info().context as usize, session.info().vocab_size as usize);
     let mut counted = 1;
     while counted < ids.len() {
-        let start = if counted == 1 { 0 } else { counted - context / 2 };
-        let end = ids.len().min(start + context);
-        let window = &ids[start..end];
-        let mut at = start;
+        let (start, new) =
+            if counted == 1 { (0, context) } else { (counted - 1 - (context - stride), stride) };
+        let end = ids.len().min(counted + new);
+        // The last token is predicted only: nothing asks what comes after it.
         session
-            .each_logits(window, |rows| {
+            .each_logits(&ids[start..end - 1], counted - 1 - start, |rows| {
                 for row in rows.chunks_exact(vocab) {
-                    at += 1;
-                    if at >= counted && at < end {
-                        result.nats += surprise(row, ids[at]);
-                    }
+                    result.nats += surprise(row, ids[counted]);
+                    counted += 1;
                 }
             })
             .await?;
-        counted = end;
         if !on_progress(counted - 1, ids.len() - 1) {
             return Err(Error::Cancelled);
         }

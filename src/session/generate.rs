@@ -519,17 +519,19 @@ impl Session {
     /// No ids, ids out of range, more ids than the context holds; device errors.
     pub async fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
         let mut all = Vec::new();
-        self.each_logits(ids, |rows| all.extend_from_slice(rows)).await?;
+        self.each_logits(ids, 0, |rows| all.extend_from_slice(rows)).await?;
         Ok(all)
     }
 
-    /// As [`Session::logits`], chunk by chunk: `sink` gets some rows at a time.
+    /// As [`Session::logits`], but only of the positions from `first` on, and chunk by chunk: `sink`
+    /// gets some rows at a time. The head is not run for the others.
     ///
     /// # Errors
     /// As for [`Session::logits`].
     pub async fn each_logits(
         &mut self,
         ids: &[u32],
+        first: usize,
         mut sink: impl FnMut(&[f32]),
     ) -> Result<(), Error> {
         check_ids(ids, self.plan.vocab)?;
@@ -540,10 +542,16 @@ impl Session {
             return Err(Error::ContextFull { prompt_tokens: ids.len(), context: self.context });
         }
         self.cached.clear();
-        for (i, tokens) in ids.chunks(self.chunk as usize).enumerate() {
-            let pos = i as u32 * self.chunk;
-            self.device.forward(Step { tokens, pos, outputs: Outputs::All }).await?;
-            sink(&self.device.logits().await?);
+        let (before, wanted) = ids.split_at(first.min(ids.len()));
+        let mut pos = 0;
+        for (part, outputs) in [(before, Outputs::None), (wanted, Outputs::All)] {
+            for tokens in part.chunks(self.chunk as usize) {
+                self.device.forward(Step { tokens, pos, outputs }).await?;
+                pos += tokens.len() as u32;
+                if outputs == Outputs::All {
+                    sink(&self.device.logits().await?);
+                }
+            }
         }
         self.cached.extend_from_slice(ids);
         Ok(())

@@ -64,33 +64,30 @@ pub(super) unsafe fn attention<S: Simd>(
                         f32::NEG_INFINITY
                     };
                 }
-                let new_max = scores.iter().fold(max[i], |m, &s| if s > m { s } else { m });
+                let new_max = largest(scores, max[i]);
                 let rescale = if max[i] == new_max { 1.0 } else { exp(max[i] - new_max) };
                 max[i] = new_max;
-                let mut sum = 0.0;
-                for score in scores.iter_mut() {
-                    *score = exp(*score - new_max);
-                    sum += *score;
+                scores.iter_mut().for_each(|score| *score = exp(*score - new_max));
+                let mut sum = S::splat(0.0);
+                for p in (0..TILE).step_by(S::FLOATS) {
+                    sum = S::mul_add(S::load_f32(scores.as_ptr().add(p)), S::splat(1.0), sum);
                 }
-                total[i] = total[i] * rescale + sum;
+                total[i] = total[i] * rescale + S::sum(sum);
                 if rescale != 1.0 {
                     sums[i * padded..][..padded].iter_mut().for_each(|v| *v *= rescale);
                 }
             }
             widen::<S>(cache.values, start, positions, kv_head * dim, dim, padded, &mut tile);
-            for i in 0..queries {
-                let sums = sums.as_mut_ptr().add(i * padded);
-                for at in (0..padded).step_by(S::FLOATS) {
-                    let mut sum = S::load_f32(sums.add(at));
-                    for p in 0..positions {
-                        let weight = S::splat(*scores.get_unchecked(i * TILE + p));
-                        sum = S::mul_add(
-                            weight,
-                            S::load_f32(tile.as_ptr().add(p * padded + at)),
-                            sum,
-                        );
-                    }
-                    S::store_f32(sums.add(at), sum);
+            let (scores, tile) = (scores.as_ptr(), tile.as_ptr());
+            let mut i = 0;
+            while i < queries {
+                let (weights, sums) = (scores.add(i * TILE), sums.as_mut_ptr().add(i * padded));
+                if i + 2 <= queries {
+                    add_values::<S, 2>(weights, tile, positions, padded, sums);
+                    i += 2;
+                } else {
+                    add_values::<S, 1>(weights, tile, positions, padded, sums);
+                    i += 1;
                 }
             }
         }
@@ -99,6 +96,82 @@ pub(super) unsafe fn attention<S: Simd>(
             let out = out.part(t, h * dim..(h + 1) * dim);
             for (o, &v) in out.iter_mut().zip(&sums[i * padded..]) {
                 *o = v / total[i];
+            }
+        }
+    }
+}
+
+/// The largest of a tile's scores and `least`, lane by lane first.
+#[inline(always)]
+fn largest(scores: &[f32], least: f32) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [least; 16];
+    for scores in scores.chunks_exact(16) {
+        for (lane, &score) in lanes.iter_mut().zip(scores) {
+            *lane = larger(*lane, score);
+        }
+    }
+    lanes.into_iter().fold(least, larger)
+}
+
+/// `sums[q] += Σ_p weights[q, p] · values[p]` for `Q` queries. Each sum is a chain in which every
+/// addition waits for the one before: several run side by side.
+///
+/// # Safety
+/// `weights [Q, TILE]`, `values [positions, padded]`, `sums [Q, padded]`.
+#[inline(always)]
+unsafe fn add_values<S: Simd, const Q: usize>(
+    weights: *const f32,
+    values: *const f32,
+    positions: usize,
+    padded: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut at = 0;
+        while at < padded {
+            let (sums, values) = (sums.add(at), values.add(at));
+            if at + 4 * S::FLOATS <= padded {
+                add_columns::<S, Q, 4>(weights, values, positions, padded, sums);
+                at += 4 * S::FLOATS;
+            } else {
+                add_columns::<S, Q, 1>(weights, values, positions, padded, sums);
+                at += S::FLOATS;
+            }
+        }
+    }
+}
+
+/// [`add_values`] for `R` registers of columns.
+#[inline(always)]
+unsafe fn add_columns<S: Simd, const Q: usize, const R: usize>(
+    weights: *const f32,
+    values: *const f32,
+    positions: usize,
+    padded: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sum = [[S::splat(0.0); R]; Q];
+        for q in 0..Q {
+            for r in 0..R {
+                sum[q][r] = S::load_f32(sums.add(q * padded + r * S::FLOATS));
+            }
+        }
+        for p in 0..positions {
+            for q in 0..Q {
+                let weight = S::splat(*weights.add(q * TILE + p));
+                for r in 0..R {
+                    let value = S::load_f32(values.add(p * padded + r * S::FLOATS));
+                    sum[q][r] = S::mul_add(weight, value, sum[q][r]);
+                }
+            }
+        }
+        for q in 0..Q {
+            for r in 0..R {
+                S::store_f32(sums.add(q * padded + r * S::FLOATS), sum[q][r]);
             }
         }
     }
