@@ -123,8 +123,6 @@ pub struct Caps {
     pub shader_f16: bool,
     /// Integer dot product of packed bytes is a language feature.
     pub dot4: bool,
-    /// Cooperative matrices (tensor cores) of the kind that the kernels use.
-    pub matrices: bool,
     /// Timestamps on the device.
     pub timestamps: bool,
     /// Largest storage binding in bytes.
@@ -133,6 +131,72 @@ pub struct Caps {
     pub max_buffer_bytes: u64,
     /// Threads (CPU).
     pub threads: u32,
+}
+
+/// What the kernels of a GPU use of what the device has. Written as `subgroups+dot4+matrices`, `none`
+/// or `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelFeatures {
+    /// Subgroup operations.
+    pub subgroups: bool,
+    /// `dot4I8Packed`.
+    pub dot4: bool,
+    /// Cooperative matrices (tensor cores), for prefill.
+    pub matrices: bool,
+}
+
+impl KernelFeatures {
+    /// What runs everywhere.
+    pub const NONE: Self = KernelFeatures { subgroups: false, dot4: false, matrices: false };
+    /// Everything.
+    pub const ALL: Self = KernelFeatures { subgroups: true, dot4: true, matrices: true };
+
+    /// What both have.
+    pub fn and(self, other: Self) -> Self {
+        KernelFeatures {
+            subgroups: self.subgroups && other.subgroups,
+            dot4: self.dot4 && other.dot4,
+            matrices: self.matrices && other.matrices,
+        }
+    }
+
+    fn named(self) -> [(&'static str, bool); 3] {
+        [("subgroups", self.subgroups), ("dot4", self.dot4), ("matrices", self.matrices)]
+    }
+}
+
+impl std::fmt::Display for KernelFeatures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.named().iter().filter(|n| n.1).map(|n| n.0).collect();
+        f.write_str(if names.is_empty() { "none" } else { "" })?;
+        f.write_str(&names.join("+"))
+    }
+}
+
+impl std::str::FromStr for KernelFeatures {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut features = KernelFeatures::NONE;
+        match text {
+            "none" => return Ok(features),
+            "all" => return Ok(KernelFeatures::ALL),
+            _ => {}
+        }
+        for name in text.split('+') {
+            match name {
+                "subgroups" => features.subgroups = true,
+                "dot4" => features.dot4 = true,
+                "matrices" => features.matrices = true,
+                _ => {
+                    return Err(format!(
+                        "\"{name}\" is none of subgroups, dot4, matrices (joined by +), all, none"
+                    ));
+                }
+            }
+        }
+        Ok(features)
+    }
 }
 
 /// Why a backend could not do what it was asked.

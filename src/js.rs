@@ -134,7 +134,7 @@ fn device_options(device: Option<&str>, adapter: Option<String>) -> Result<Devic
     let choices =
         [("auto", DeviceChoice::Auto), ("webgpu", DeviceChoice::Gpu), ("cpu", DeviceChoice::Cpu)];
     let choice = choose("device", device, &choices)?.unwrap_or_default();
-    Ok(DeviceOptions { choice, adapter, threads: None })
+    Ok(DeviceOptions { choice, adapter, threads: None, features: None })
 }
 
 /// Opens a device. wgpu panics in surroundings that are neither a window nor a worker, and where there

@@ -53,11 +53,11 @@ fn kernels_agree_with_their_twins() {
     for (subgroups, dot4) in [(true, true), (true, false), (false, true), (false, false)] {
         // The variants that run everywhere, within the limits that hold everywhere.
         let minimum = !subgroups && !dot4;
-        let matrices = false;
-        used.extend(check(Options { subgroups, dot4, matrices, minimum, ..Options::default() }));
+        let features = KernelFeatures { subgroups, dot4, matrices: false };
+        used.extend(check(Options { features, minimum, ..Options::default() }));
     }
     // Where there are cooperative matrices, what they replace was tested above.
-    if open(Options::default()).is_some_and(|gpu| gpu.caps().matrices) {
+    if open(Options::default()).is_some_and(|gpu| gpu.available_features().matrices) {
         used.extend(check(Options::default()));
     }
     if used.is_empty() || std::env::var_os("KERNEL").is_some() {
@@ -75,6 +75,25 @@ fn kernels_agree_with_their_twins() {
         .filter(|name| name != "attention_combine")
         .collect();
     assert!(untested.is_empty(), "no case runs {untested:#?}");
+}
+
+/// The choice is one that the device has, and leaves it as it was.
+#[test]
+fn features_are_chosen_by_measuring() {
+    let Some(mut gpu) = open(Options::default()) else { return };
+    let best = block_on(gpu.measure_features()).unwrap();
+    eprintln!("{}: {best} of {}", gpu.identity(), gpu.available_features());
+    assert_eq!(best.and(gpu.available_features()), best);
+    assert_eq!(gpu.features(), best);
+    assert_eq!(best.to_string().parse(), Ok(best));
+    assert_eq!(gpu.allocated_bytes(), 0);
+    let case = &selfcheck::quick()[3];
+    block_on(case.run(&mut gpu)).unwrap();
+
+    gpu.destroy();
+    let lost = block_on(gpu.measure_features());
+    assert!(matches!(lost, Err(BackendError::DeviceLost { .. })), "{lost:?}");
+    assert_eq!(gpu.features(), best, "as it was");
 }
 
 /// Attention over what an embedding of random rows left in the cache; the logits are its output.

@@ -1,7 +1,7 @@
 //! Options that several commands share.
 
 use super::failure::Failure;
-use bitnet_rust::backend::KvType;
+use bitnet_rust::backend::{KernelFeatures, KvType};
 use bitnet_rust::model::Activations;
 use bitnet_rust::sampling::Sampling;
 use bitnet_rust::session::{DeviceChoice, DeviceOptions, LoadOptions};
@@ -30,6 +30,10 @@ pub struct MachineArgs {
     /// GPU to use: part of its name (see `bitnet devices`)
     #[arg(long, value_name = "NAME")]
     pub adapter: Option<String>,
+    /// What GPU kernels use, such as subgroups+dot4+matrices, all or none [default: what is fastest,
+    /// measured once an adapter]
+    #[arg(long, value_name = "FEATURES")]
+    pub kernels: Option<KernelFeatures>,
     #[command(flatten)]
     pub cpu: CpuArgs,
     #[command(flatten)]
@@ -92,7 +96,10 @@ impl MachineArgs {
     }
 
     pub fn device_options_for(&self, backend: BackendArg) -> DeviceOptions {
-        device_options(backend, self.adapter.clone(), &self.cpu)
+        DeviceOptions {
+            features: self.kernels,
+            ..device_options(backend, self.adapter.clone(), &self.cpu)
+        }
     }
 }
 
@@ -110,6 +117,7 @@ pub fn device_options(
         },
         adapter,
         threads: cpu.threads.map(usize::from),
+        features: None,
     }
 }
 

@@ -143,15 +143,19 @@ fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
 }
 
+/// Where programs of this user keep what can be made again.
+pub fn cache_home() -> Option<PathBuf> {
+    let home = || std::env::home_dir().map(|h| h.join(".cache"));
+    env("XDG_CACHE_HOME").map(PathBuf::from).or_else(home)
+}
+
 impl Hub {
     /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HOME`,
     /// `HF_HUB_CACHE`, `HF_HUB_OFFLINE`.
     pub fn from_env(offline: bool) -> Result<Self, Failure> {
-        let home = || std::env::home_dir().map(|h| h.join(".cache"));
-        let base = env("HF_HOME").map(PathBuf::from).or_else(|| {
-            let cache = env("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-            cache.map(|c| c.join("huggingface"))
-        });
+        let base = env("HF_HOME")
+            .map(PathBuf::from)
+            .or_else(|| cache_home().map(|c| c.join("huggingface")));
         let cache = env("HF_HUB_CACHE").map(PathBuf::from).or(base.as_ref().map(|b| b.join("hub")));
         let cache = cache.ok_or_else(|| {
             Failure::Failed("no home folder for downloads: set HF_HOME".to_string())

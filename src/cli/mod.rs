@@ -15,6 +15,7 @@ mod header;
 mod hub;
 mod inspect;
 mod interrupt;
+mod kernels;
 mod logits;
 mod model;
 mod output;

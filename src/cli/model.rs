@@ -3,7 +3,7 @@
 use super::args::{LoadArgs, MachineArgs, SourceArgs};
 use super::failure::{Failure, chain};
 use super::hub::{Hub, Reference};
-use super::{default_model, header, interrupt, output};
+use super::{default_model, header, interrupt, kernels, output};
 use bitnet_rust::error::Error;
 use bitnet_rust::session::{Device, DeviceOptions, LoadOptions, Phase, Progress, Session, files};
 use std::io::IsTerminal;
@@ -62,8 +62,7 @@ pub fn load_on(
         // Before the GPU is woken up.
         header::check_path(path)?;
     }
-    let (device, why_not_gpu) =
-        pollster::block_on(Device::open(device)).map_err(|e| Failure::Failed(chain(&e)))?;
+    let (device, why_not_gpu) = kernels::open(device).map_err(|e| Failure::Failed(chain(&e)))?;
     // For people only: that a machine has no GPU is no news to its scripts.
     if let Some(why) = why_not_gpu.filter(|_| !args.quiet && std::io::stderr().is_terminal()) {
         output::note(format_args!("running on the CPU ({why})"));

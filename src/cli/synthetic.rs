@@ -3,7 +3,7 @@
 
 use super::args::{KvArg, MachineArgs};
 use super::failure::{Failure, chain};
-use super::output;
+use super::{kernels, output};
 use bitnet_rust::backend::{Backend, Decode, KvType, Outputs, RunOptions, Step};
 use bitnet_rust::plan::MatrixType;
 use bitnet_rust::sampling::Sampling;
@@ -40,7 +40,7 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
     };
     let plan = synthetic::plan(wanted.name, Some(dense))?;
     let options = machine.device_options();
-    let (mut device, _) = block_on(Device::open(&options)).map_err(|e| failed(&e))?;
+    let (mut device, _) = kernels::open(&options).map_err(|e| failed(&e))?;
     let started = Instant::now();
     block_on(synthetic::load(&mut device, &plan)).map_err(|e| failed(&e))?;
     let prompt = wanted.prompt_tokens;
@@ -96,6 +96,7 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
             "adapter": caps.adapter,
             "api": caps.api,
             "threads": caps.threads,
+            "kernel_features": device.features().map(|f| f.to_string()),
             "load_ms": load_ms,
             "context": prompt,
             "tokens": wanted.tokens,
@@ -122,6 +123,9 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
         caps.api,
         wanted.tokens,
     );
+    if let Some(features) = device.features() {
+        text += &format!("kernels   {features}\n");
+    }
     if let Some(copy) = copy_gb_s {
         text += &format!("copy      {copy:.0} GB/s read and written\n");
     }

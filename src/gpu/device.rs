@@ -2,7 +2,7 @@
 
 use super::pipelines::Overrides;
 use super::{Options, kernels::Need};
-use crate::backend::{BackendError, Caps};
+use crate::backend::{BackendError, Caps, KernelFeatures};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A device with its queue and what is known about it.
@@ -11,6 +11,13 @@ pub struct Device {
     pub queue: wgpu::Queue,
     pub caps: Caps,
     pub limits: wgpu::Limits,
+    /// What kernels may use, and what they use of it.
+    pub available: KernelFeatures,
+    pub features: KernelFeatures,
+    /// Adapter, driver and version of this library.
+    pub identity: String,
+    /// A program on the CPU.
+    pub is_software: bool,
     /// Put a guard row behind every buffer that kernels write.
     pub guards: bool,
     fault: Arc<Mutex<Option<BackendError>>>,
@@ -136,7 +143,7 @@ impl Device {
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
         let mut features = adapter.features() & wanted;
-        let matrices = options.matrices && has_matrices(&adapter, &info, &limits);
+        let matrices = options.features.matrices && has_matrices(&adapter, &info, &limits);
         if matrices {
             features |= MATRICES;
         }
@@ -171,12 +178,20 @@ impl Device {
             }
         });
 
-        let subgroup = (options.subgroups && features.contains(wgpu::Features::SUBGROUP))
+        let subgroup = features
+            .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size));
-        let dot4 = options.dot4
-            && instance
-                .wgsl_language_features()
-                .contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
+        let dot4 = instance
+            .wgsl_language_features()
+            .contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
+        let subgroups = subgroup.is_some_and(|(min, _)| min >= 8);
+        let available = options.features.and(KernelFeatures { subgroups, dot4, matrices });
+        let identity = [
+            info.name.as_str(),
+            info.driver.as_str(),
+            info.driver_info.as_str(),
+            concat!("bitnet-rust ", env!("CARGO_PKG_VERSION")),
+        ];
         let caps = Caps {
             backend: "gpu",
             adapter: info.name.clone(),
@@ -184,13 +199,23 @@ impl Device {
             subgroup,
             shader_f16: adapter.features().contains(wgpu::Features::SHADER_F16),
             dot4,
-            matrices,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             threads: 0,
         };
-        Ok(Device { raw, queue, caps, limits, guards: options.guards, fault })
+        Ok(Device {
+            raw,
+            queue,
+            caps,
+            limits,
+            available,
+            features: available,
+            identity: identity.join(", "),
+            is_software: info.device_type == wgpu::DeviceType::Cpu,
+            guards: options.guards,
+            fault,
+        })
     }
 
     /// Gives the device up: from now on everything is [`BackendError::DeviceLost`].
@@ -202,13 +227,13 @@ impl Device {
         self.raw.destroy();
     }
 
-    /// Whether the device has what a choice of the kernel table needs.
+    /// Whether kernels may use what a choice of the kernel table needs.
     pub fn has(&self, need: Need) -> bool {
         match need {
             Need::Nothing => true,
-            Need::Subgroups => self.caps.subgroup.is_some_and(|(min, _)| min >= 8),
-            Need::Dot4 => self.caps.dot4,
-            Need::Matrices => self.caps.matrices,
+            Need::Subgroups => self.features.subgroups,
+            Need::Dot4 => self.features.dot4,
+            Need::Matrices => self.features.matrices,
         }
     }
 

@@ -24,6 +24,7 @@ mod lower;
 pub mod params;
 mod pipelines;
 mod trace;
+mod tune;
 mod weights;
 
 pub use device::adapters;
@@ -43,12 +44,8 @@ pub struct Options {
     /// Part of the adapter's name, API or kind; otherwise the environment variable
     /// `BITNET_ADAPTER`, otherwise the best hardware adapter.
     pub adapter: Option<String>,
-    /// Use subgroup operations where there are any.
-    pub subgroups: bool,
-    /// Use `dot4I8Packed` where there is one.
-    pub dot4: bool,
-    /// Use cooperative matrices (tensor cores) for prefill where there are any.
-    pub matrices: bool,
+    /// What kernels use of what the device has.
+    pub features: KernelFeatures,
     /// Ask for no more than WebGPU promises everywhere: 256 invocations and 16 KiB of memory a
     /// workgroup, bindings of 128 MiB.
     pub minimum: bool,
@@ -59,14 +56,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options {
-            adapter: None,
-            subgroups: true,
-            dot4: true,
-            matrices: true,
-            minimum: false,
-            guards: false,
-        }
+        let features = KernelFeatures::ALL;
+        Options { adapter: None, features, minimum: false, guards: false }
     }
 }
 
@@ -168,6 +159,51 @@ impl Gpu {
         trace::check_guards(device, &prepared.engine).await
     }
 
+    /// The [`KernelFeatures`] that the device has and its options allow.
+    pub fn available_features(&self) -> KernelFeatures {
+        self.device.available
+    }
+
+    /// Those in use.
+    pub fn features(&self) -> KernelFeatures {
+        self.device.features
+    }
+
+    /// From the next [`Backend::prepare`] on, kernels use `features`, as far as they are available.
+    pub fn use_features(&mut self, features: KernelFeatures) {
+        self.prepared = None;
+        self.device.features = features.and(self.device.available);
+    }
+
+    /// Finds the features that are fastest here, by running kernels of common sizes with and without
+    /// them, and uses those. Takes some tenths of a second, most of them for compilation, and leaves
+    /// the device without weights. The answer is worth remembering by [`Gpu::identity`].
+    ///
+    /// # Errors
+    /// Those of the device; the features in use are then what they were.
+    pub async fn measure_features(&mut self) -> Result<KernelFeatures, BackendError> {
+        let before = self.device.features;
+        let best = tune::measure(self).await;
+        self.device.features = *best.as_ref().unwrap_or(&before);
+        best
+    }
+
+    /// Adapter, driver and version of this library: what a measured choice holds for.
+    pub fn identity(&self) -> &str {
+        &self.device.identity
+    }
+
+    /// Whether the adapter is a program on the CPU.
+    pub fn is_software(&self) -> bool {
+        self.device.is_software
+    }
+
+    /// Weights and plan go.
+    fn forget(&mut self) {
+        self.prepared = None;
+        self.weights = Weights::default();
+    }
+
     /// Names of all kernel variants that were compiled so far.
     pub fn kernels_used(&self) -> std::collections::BTreeSet<String> {
         self.pipelines.names()
@@ -179,13 +215,13 @@ impl Gpu {
         self.device.destroy();
     }
 
-    /// Bytes read and written a second, in 10⁹, by copies from buffer to buffer: what the kernels of a
-    /// decoded token are measured by. Takes 512 MiB for a moment; `None` without timestamps.
+    /// Bytes read and written a second, in 10⁹, by a kernel that adds one buffer to another: what the
+    /// kernels of a decoded token are measured by. (A copy command may be slower than any kernel.) Takes 512 MiB for a moment; `None` without timestamps.
     ///
     /// # Errors
     /// Those of the device.
-    pub async fn copy_gb_s(&self) -> Result<Option<f64>, BackendError> {
-        trace::copy_gb_s(&self.device).await
+    pub async fn copy_gb_s(&mut self) -> Result<Option<f64>, BackendError> {
+        trace::copy_gb_s(&self.device, &mut self.pipelines).await
     }
 
     /// Times every dispatch of a step by timestamps on the device, median of `repeats`.
@@ -218,8 +254,7 @@ impl Backend for Gpu {
 
     async fn allocate(&mut self, weights: &[WeightSpec]) -> Result<(), BackendError> {
         // What was there goes first: the new weights may need its room.
-        self.prepared = None;
-        self.weights = Weights::default();
+        self.forget();
         self.weights = Weights::allocate(&self.device, weights).await?;
         Ok(())
     }

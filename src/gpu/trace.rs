@@ -2,8 +2,11 @@
 
 use super::device::Device;
 use super::engine::{Engine, GUARD, Program, StepShape};
+use super::kernels::variant;
 use super::launch::Plane;
 use super::lower::stride;
+use super::params;
+use super::pipelines::Pipelines;
 use super::weights::Weights;
 use crate::backend::BackendError;
 pub use crate::backend::OpTime;
@@ -207,28 +210,54 @@ pub async fn profile(
 }
 
 /// See [`super::Gpu::copy_gb_s`].
-pub async fn copy_gb_s(device: &Device) -> Result<Option<f64>, BackendError> {
+pub async fn copy_gb_s(
+    device: &Device,
+    pipelines: &mut Pipelines,
+) -> Result<Option<f64>, BackendError> {
     const RUNS: u32 = 9;
+    const ROW: u32 = 1 << 20;
     let features =
         wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
-    if !device.raw.features().contains(features) {
+    let Some(add) = variant("add", &[]).filter(|_| device.raw.features().contains(features)) else {
         return Ok(None);
-    }
+    };
     // More than any cache holds.
-    let bytes = device.caps.max_buffer_bytes.min(256 << 20) & !3;
-    let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
+    let most = device.caps.max_buffer_bytes.min(device.caps.max_binding_bytes).min(256 << 20);
+    let rows = (most / 4 / u64::from(ROW)).max(1) as u32;
+    let bytes = u64::from(rows) * u64::from(ROW) * 4;
     let stamps = device
-        .guarded("two buffers to copy", 2 * bytes, || {
-            let (from, to) =
-                (device.buffer("from", bytes, usage), device.buffer("to", bytes, usage));
+        .guarded("two buffers to add", 2 * bytes, || {
+            let pipeline = pipelines.get(device, add, &Vec::new());
+            let [x, y] = ["x", "y"].map(|label| device.buffer(label, bytes, BufferUsages::STORAGE));
+            let uniform = |label, contents: &[u8]| {
+                let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
+                let buffer = device.buffer(label, contents.len() as u64, usage);
+                device.queue.write_buffer(&buffer, 0, contents);
+                buffer
+            };
+            let step = params::Step { tokens: rows, ..Default::default() };
+            let step = uniform("step", bytemuck::bytes_of(&step));
+            let shape = params::Add { dim: ROW, x_stride: ROW, y_stride: ROW };
+            let shape = uniform("params", bytemuck::bytes_of(&shape));
+            fn entry(binding: u32, buffer: &wgpu::Buffer) -> wgpu::BindGroupEntry<'_> {
+                wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() }
+            }
+            let group = device.raw.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.layout,
+                entries: &[entry(0, &step), entry(1, &shape), entry(2, &y), entry(3, &x)],
+            });
             let stamps = Stamps::new(device, RUNS + 1);
             let mut encoder = device.raw.create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(&from, 0, &to, 0, bytes);
-            for i in 0..=RUNS {
-                encoder.write_timestamp(&stamps.set, i);
-                // There and back: each waits for the one before.
-                let (a, b) = if i % 2 == 0 { (&to, &from) } else { (&from, &to) };
-                encoder.copy_buffer_to_buffer(a, 0, b, 0, bytes);
+            // The first one finds the memory cold; each waits for the one before.
+            for i in 0..RUNS + 2 {
+                if i > 0 {
+                    encoder.write_timestamp(&stamps.set, i - 1);
+                }
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                pass.set_pipeline(&pipeline.raw);
+                pass.set_bind_group(0, &group, &[]);
+                pass.dispatch_workgroups(ROW / 256, rows, 1);
             }
             stamps.submit(device, encoder);
             Ok(stamps)
@@ -237,7 +266,7 @@ pub async fn copy_gb_s(device: &Device) -> Result<Option<f64>, BackendError> {
     let mut ns = stamps.gaps_ns(device).await?;
     ns.sort_by(f64::total_cmp);
     let ns = ns[ns.len() / 2];
-    Ok((ns > 0.0).then(|| 2.0 * bytes as f64 / ns))
+    Ok((ns > 0.0).then(|| 3.0 * bytes as f64 / ns))
 }
 
 /// See [`super::Gpu::check_guards`].

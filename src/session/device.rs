@@ -1,6 +1,6 @@
 //! [`Device`]: the machine a session runs on, chosen at run time.
 
-use crate::backend::{Backend, BackendError, Caps, Decode, RunOptions, Step};
+use crate::backend::{Backend, BackendError, Caps, Decode, KernelFeatures, RunOptions, Step};
 use crate::cpu::Cpu;
 #[cfg(feature = "gpu")]
 use crate::gpu::Gpu;
@@ -27,6 +27,9 @@ pub struct DeviceOptions {
     pub adapter: Option<String>,
     /// CPU threads; `None`: as many as the machine has.
     pub threads: Option<usize>,
+    /// What the kernels of a GPU use of what it has; `None`: all. (Which is fastest can be measured:
+    /// `Gpu::measure_features`.)
+    pub features: Option<KernelFeatures>,
 }
 
 /// A machine that runs plans.
@@ -60,9 +63,12 @@ impl Device {
 
     #[cfg(feature = "gpu")]
     async fn open_gpu(options: &DeviceOptions) -> Result<Device, BackendError> {
-        let options =
-            crate::gpu::Options { adapter: options.adapter.clone(), ..Default::default() };
-        Gpu::new(options).await.map(Device::Gpu)
+        let wanted = crate::gpu::Options { adapter: options.adapter.clone(), ..Default::default() };
+        let mut gpu = Gpu::new(wanted).await?;
+        if let Some(features) = options.features {
+            gpu.use_features(features);
+        }
+        Ok(Device::Gpu(gpu))
     }
 
     #[cfg(not(feature = "gpu"))]
@@ -70,12 +76,21 @@ impl Device {
         Err(BackendError::Unavailable { reason: "built without GPU support".to_string() })
     }
 
-    /// Bytes read and written a second, in 10⁹, by copies on the device, where it can tell.
+    /// What the kernels of a GPU use of what it has.
+    pub fn features(&self) -> Option<KernelFeatures> {
+        match self {
+            Device::Cpu(_) => None,
+            #[cfg(feature = "gpu")]
+            Device::Gpu(gpu) => Some(gpu.features()),
+        }
+    }
+
+    /// Bytes read and written a second, in 10⁹, by a kernel on the device, where it can tell.
     ///
     /// # Errors
     /// Those of the device.
     #[cfg(not(target_arch = "wasm32"))]
-    pub async fn copy_gb_s(&self) -> Result<Option<f64>, BackendError> {
+    pub async fn copy_gb_s(&mut self) -> Result<Option<f64>, BackendError> {
         match self {
             Device::Cpu(_) => Ok(None),
             #[cfg(feature = "gpu")]
