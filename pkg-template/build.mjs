@@ -20,15 +20,18 @@ const template = join(root, 'pkg-template');
 const pkg = join(root, 'pkg');
 const quick = process.argv.includes('--quick');
 
-/** What a visitor may be made to load. Of it, with gzip: 110 KB template engine, 100 KB tokenizer, 60 KB
- * WebGPU, 40 KB shaders. */
-const BUDGET = { bytes: 1_900_000, gzipBytes: 775_000 };
+/** What a visitor may be made to load. */
+const BUDGET = { bytes: 2_000_000, gzipBytes: 700_000 };
 
 /** The two builds of the same code: an engine without an instruction refuses the whole module.
  * Relaxed SIMD is a flag of our crate alone, so that both share what the dependencies compile to. */
 const BUILDS = { simd128: [], relaxed: ['-C', 'target-feature=+relaxed-simd'] };
 
-const WASM_OPT = ['-O3', '--enable-bulk-memory', '--enable-bulk-memory-opt', '--enable-nontrapping-float-to-int',
+/** A quarter of the usual eagerness to inline: 17 KB less with gzip; kernels ask for what they need inlined. */
+const INLINE = ['-C', 'llvm-args=-inline-threshold=50'];
+
+/** The same generic functions for other types stand side by side: 16 KB less with gzip, which looks back 32 KB. */
+const WASM_OPT = ['-Oz', '--reorder-functions-by-name', '--enable-bulk-memory', '--enable-bulk-memory-opt', '--enable-nontrapping-float-to-int',
   '--enable-sign-ext', '--enable-mutable-globals', '--enable-reference-types', '--enable-multivalue', '--enable-simd'];
 
 function run(command, args, options = {}) {
@@ -59,7 +62,7 @@ function build(name, rustFlags) {
   // A folder of its own: the flags differ from those of `cargo build`, which would rebuild everything.
   const target = join(root, 'target', 'wasm-simd128');
   run('cargo', ['rustc', '--profile', 'wasm', '--lib', '--target', 'wasm32-unknown-unknown',
-    '--no-default-features', '--features', 'gpu', '--target-dir', target, '--', ...rustFlags],
+    '--no-default-features', '--features', 'gpu', '--target-dir', target, '--', ...INLINE, ...rustFlags],
   { stdio: 'inherit', env: { ...process.env, CARGO_ENCODED_RUSTFLAGS: RUSTFLAGS } });
   const out = join(pkg, 'wasm', name);
   run('wasm-bindgen', ['--target', 'web', '--out-name', 'bitnet', '--out-dir', out,

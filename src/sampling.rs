@@ -18,6 +18,9 @@
 //!
 //! This room may import no other room. The twin is `cpu::sample`.
 
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
 /// Parameters of one draw.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -55,6 +58,44 @@ impl Default for Sampling {
             seed: 0,
         }
     }
+}
+
+/// A token and its logit, ordered by what is likelier: of equal logits the smaller id wins, and NaN
+/// counts as −∞.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate {
+    pub(crate) logit: f32,
+    pub(crate) id: u32,
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |v: f32| if v.is_nan() { f32::NEG_INFINITY } else { v };
+        key(self.logit)
+            .partial_cmp(&key(other.logit))
+            .unwrap_or(Ordering::Equal)
+            .then(other.id.cmp(&self.id))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Candidate {}
+
+/// Largest first, at the cost of only those that are taken.
+pub(crate) fn descending(candidates: Vec<Candidate>) -> impl Iterator<Item = Candidate> {
+    let mut heap = BinaryHeap::from(candidates);
+    std::iter::from_fn(move || heap.pop())
 }
 
 /// A sampling parameter outside its range.

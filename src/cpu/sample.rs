@@ -1,19 +1,9 @@
 //! The draw of [`crate::sampling`], step by step.
 
-use crate::sampling::{Sampling, gumbel};
-use std::cmp::Ordering;
+use crate::sampling::{Candidate, Sampling, descending, gumbel};
 
 /// Largest value of [`gumbel`]: at `u = 1 − 2⁻²⁴`, `−ln(2⁻²⁴) = 16.636`, rounded up.
 const GUMBEL_MAX: f32 = 16.7;
-
-/// A token and its logit.
-type Candidate = (f32, u32);
-
-/// Larger logits first, smaller ids first on a tie; NaN counts as −∞.
-fn descending(a: &Candidate, b: &Candidate) -> Ordering {
-    let key = |v: f32| if v.is_nan() { f32::NEG_INFINITY } else { v };
-    key(b.0).partial_cmp(&key(a.0)).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
-}
 
 /// The token drawn for `position`, given the logits and the tokens at positions `0..position`.
 ///
@@ -30,23 +20,23 @@ pub fn sample(logits: &[f32], history: &[u32], position: u32, sampling: &Samplin
     } else {
         logits
     };
-    let candidates = logits.iter().copied().zip(0u32..);
     let t = sampling.temperature;
+    let scale = if t == 0.0 { 1.0 } else { t };
+    let candidates = (0u32..).zip(logits).map(|(id, &l)| Candidate { logit: l / scale, id });
     if t == 0.0 {
-        return candidates.min_by(descending).map_or(0, |c| c.1);
+        return candidates.max().map_or(0, |c| c.id);
     }
-    let mut kept: Vec<Candidate> = candidates.map(|(logit, id)| (logit / t, id)).collect();
+    let mut kept: Vec<Candidate> = candidates.collect();
     let k = sampling.top_k as usize;
     if k > 0 && k < kept.len() {
-        kept.select_nth_unstable_by(k - 1, descending);
-        kept.truncate(k);
+        kept = descending(kept).take(k).collect();
     }
     if sampling.top_p < 1.0 {
-        keep_top_p(&mut kept, sampling.top_p);
+        kept = top_p(kept, sampling.top_p);
     }
     if sampling.min_p > 0.0 {
         let max = largest(&kept);
-        kept.retain(|c| (c.0 - max).exp() >= sampling.min_p || c.0 == max);
+        kept.retain(|c| (c.logit - max).exp() >= sampling.min_p || c.logit == max);
     }
     draw(&kept, position, sampling.seed)
 }
@@ -68,48 +58,38 @@ fn apply_penalties(logits: &[f32], history: &[u32], sampling: &Sampling) -> Vec<
 }
 
 fn largest(kept: &[Candidate]) -> f32 {
-    kept.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max)
+    kept.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Step 5. Sorts only as many candidates as the prefix needs.
-fn keep_top_p(kept: &mut Vec<Candidate>, top_p: f32) {
-    let max = largest(kept);
-    let weight = |c: &Candidate| if c.0.is_nan() { 0.0 } else { f64::from((c.0 - max).exp()) };
+/// Step 5.
+fn top_p(kept: Vec<Candidate>, top_p: f32) -> Vec<Candidate> {
+    let max = largest(&kept);
+    let weight =
+        |c: &Candidate| if c.logit.is_nan() { 0.0 } else { f64::from((c.logit - max).exp()) };
     let enough = kept.iter().map(weight).sum::<f64>() * f64::from(top_p);
-    let (mut sorted, mut sum, mut block) = (0, 0.0, 64);
-    while sorted < kept.len() {
-        let rest = &mut kept[sorted..];
-        let n = block.min(rest.len());
-        if n < rest.len() {
-            rest.select_nth_unstable_by(n - 1, descending);
+    let mut sum = 0.0;
+    let mut prefix = Vec::new();
+    for c in descending(kept) {
+        sum += weight(&c);
+        prefix.push(c);
+        if sum >= enough {
+            break;
         }
-        rest[..n].sort_unstable_by(descending);
-        for c in &rest[..n] {
-            sorted += 1;
-            sum += weight(c);
-            if sum >= enough {
-                kept.truncate(sorted);
-                return;
-            }
-        }
-        block *= 4;
     }
+    prefix
 }
 
 /// Step 7. The noise of tokens that could not win even with the largest noise is not computed.
 fn draw(kept: &[Candidate], position: u32, seed: u64) -> u32 {
-    let Some(&top) = kept.iter().min_by(|a, b| descending(a, b)) else { return 0 };
-    let noisy = |c: &Candidate| (c.0 + gumbel(seed, position, c.1), c.1);
+    let Some(&top) = kept.iter().max() else { return 0 };
+    let noisy = |c: &Candidate| Candidate { logit: c.logit + gumbel(seed, position, c.id), ..*c };
     let mut best = noisy(&top);
     for c in kept {
-        if c.0 + GUMBEL_MAX >= best.0 {
-            let candidate = noisy(c);
-            if descending(&candidate, &best) == Ordering::Less {
-                best = candidate;
-            }
+        if c.logit + GUMBEL_MAX >= best.logit {
+            best = best.max(noisy(c));
         }
     }
-    best.1
+    best.id
 }
 
 #[cfg(test)]

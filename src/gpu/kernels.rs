@@ -5,6 +5,7 @@
 //! Everything that runs is listed here, so that everything can be validated and tested.
 
 use super::params::{self, Params};
+use super::wgsl::wgsl;
 
 /// How a storage binding is used; binding 1 is always the uniform `Params`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,7 +43,7 @@ pub struct Part {
 
 macro_rules! part {
     ($name:literal) => {
-        &Part { name: $name, source: include_str!(concat!("../../shaders/parts/", $name, ".wgsl")) }
+        &Part { name: $name, source: wgsl!(concat!("../../shaders/parts/", $name, ".wgsl")) }
     };
 }
 
@@ -95,7 +96,7 @@ macro_rules! kernel {
     ($stem:literal, $params:ident, $parts:expr, $bindings:expr, $overrides:expr, $axes:expr) => {
         Kernel {
             stem: $stem,
-            source: include_str!(concat!("../../shaders/", $stem, ".wgsl")),
+            source: wgsl!(concat!("../../shaders/", $stem, ".wgsl")),
             parts: $parts,
             bindings: $bindings,
             overrides: $overrides,

@@ -26,6 +26,7 @@ mod pipelines;
 mod trace;
 mod tune;
 mod weights;
+mod wgsl;
 
 pub use device::adapters;
 pub use trace::OpTime;

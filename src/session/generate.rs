@@ -12,7 +12,7 @@ use crate::backend::{Backend, Decode, Outputs, Step};
 use crate::cpu::sample;
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::sampling::Sampling;
+use crate::sampling::{Candidate, Sampling, descending};
 use crate::tokenizer::{DecodeStream, Message, Tokenizer, TokenizerError};
 use web_time::Instant;
 
@@ -607,14 +607,7 @@ fn logprobs(logits: &[f32], id: u32, alternatives: usize) -> Vec<Logprob> {
         id,
         logprob: logits.get(id as usize).map_or(f32::NAN, |&l| l - max - sum.ln() as f32),
     };
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_logit =
-        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    let n = alternatives.min(order.len());
-    if n > 0 && n < order.len() {
-        order.select_nth_unstable_by(n - 1, by_logit);
-    }
-    order.truncate(n);
-    order.sort_unstable_by(by_logit);
-    std::iter::once(id).chain(order).map(logprob).collect()
+    let candidates = (0..).zip(logits).map(|(id, &logit)| Candidate { logit, id }).collect();
+    let likeliest = descending(candidates).take(alternatives).map(|c| c.id);
+    std::iter::once(id).chain(likeliest).map(logprob).collect()
 }
