@@ -118,6 +118,11 @@ impl Device {
         }
     }
 
+    /// Whether calls return before the device has done what they ask for.
+    pub fn runs_ahead(&self) -> bool {
+        !matches!(self, Device::Cpu(_))
+    }
+
     /// Tokens to draw between two looks at the host: a GPU runs ahead to hide the round trip.
     pub fn burst(&self) -> u32 {
         match self {

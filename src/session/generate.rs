@@ -130,7 +130,7 @@ pub struct Usage {
 /// Durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
-    /// Running the prompt (without its cached tokens).
+    /// Running the prompt (without its cached tokens); on a GPU with the first draw, which waits for it.
     pub prefill_ms: f64,
     /// From the start to the first token.
     pub first_token_ms: f64,
@@ -493,7 +493,13 @@ impl Session {
         if g.finished.is_some() {
             return;
         }
-        g.first.get_or_insert_with(Instant::now);
+        if g.first.is_none() {
+            g.first = Some(Instant::now());
+            // A GPU is still busy with the prompt when it has been handed over.
+            if self.device.runs_ahead() {
+                g.prefilled = g.first;
+            }
+        }
         g.drawn += 1;
         g.pending = Some(id);
         piece.ids.push(id);
