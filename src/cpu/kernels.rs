@@ -8,6 +8,7 @@ use super::simd::elementwise;
 use super::simd::{self, Table};
 use super::threads::Threads;
 use super::{attention, dense_linear, gated_act, quantize, rms_norm, ternary_linear, wide};
+use crate::backend::BackendError;
 use crate::plan::{ActQuant, Activation};
 use std::ops::Range;
 
@@ -43,6 +44,19 @@ impl Isa {
     /// The best that this processor has.
     pub fn detect() -> Self {
         Isa::all().last().copied().unwrap_or(Isa::Portable)
+    }
+
+    /// The one of this processor's whose [`name`](Isa::name) is `name`.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] when it has none, with the names that there are.
+    pub fn named(name: &str) -> Result<Self, BackendError> {
+        let all = Isa::all();
+        all.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| {
+            let names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
+            let reason = format!("no instructions {name:?}; there are {}", names.join(", "));
+            BackendError::Unsupported { reason }
+        })
     }
 
     /// All that this processor has, the best last.

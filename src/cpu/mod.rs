@@ -79,12 +79,18 @@ fn invalid<T>(reason: impl Into<String>) -> Result<T, BackendError> {
 }
 
 impl Cpu {
-    /// The processor with `threads` threads (by default one a core) and its best instructions.
+    /// The processor with `threads` threads (by default one a core) and the instructions that the
+    /// environment variable `BITNET_ISA` names (by default the best), such as `avx2`.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] when the threads cannot be started.
+    /// [`BackendError::Unavailable`] when the threads cannot be started,
+    /// [`BackendError::Unsupported`] when the processor has no instructions of that name.
     pub fn new(threads: Option<usize>) -> Result<Self, BackendError> {
-        Cpu::with_isa(threads, Isa::detect())
+        let isa = match std::env::var("BITNET_ISA") {
+            Ok(name) if !name.is_empty() => Isa::named(&name)?,
+            _ => Isa::detect(),
+        };
+        Cpu::with_isa(threads, isa)
     }
 
     /// The same with chosen instructions; [`Isa::Plain`] runs the twins.

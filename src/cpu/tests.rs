@@ -184,6 +184,15 @@ fn floats(key: u32, n: usize) -> Vec<f32> {
 }
 
 #[test]
+fn instructions_are_found_by_name() {
+    for isa in Isa::all() {
+        assert_eq!(Isa::named(isa.name()), Ok(isa));
+    }
+    let error = Isa::named("mmx").unwrap_err().to_string();
+    assert!(error.contains("\"mmx\"; there are plain, portable"), "{error}");
+}
+
+#[test]
 fn ternary_linear_is_bit_for_bit_the_twin() {
     let threads = Threads::new(Some(2)).unwrap();
     let shapes = [

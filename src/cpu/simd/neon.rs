@@ -58,6 +58,18 @@ macro_rules! registers_128 {
             }
         }
         #[inline(always)]
+        unsafe fn quadruple(v: int32x4_t) -> int32x4_t {
+            unsafe { vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(v), vdupq_n_u8(12))) }
+        }
+        #[inline(always)]
+        unsafe fn upper(v: int32x4_t) -> int32x4_t {
+            unsafe { vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(v))) }
+        }
+        #[inline(always)]
+        unsafe fn add_quarter(narrow: int32x4_t, fours: int32x4_t) -> int32x4_t {
+            unsafe { vaddq_s32(narrow, vshrq_n_s32::<2>(fours)) }
+        }
+        #[inline(always)]
         unsafe fn widen(wide: int32x4_t, narrow: int32x4_t) -> int32x4_t {
             unsafe { vaddq_s32(wide, narrow) }
         }

@@ -47,7 +47,7 @@ pub(super) trait Simd {
     /// 128-bit lanes a register.
     const LANES: usize;
     /// Dots that may add up before [`Simd::widen`]. The narrow sums are i16: a dot adds at most
-    /// 2 · 3 · 128 = 768 to each, so 32 of them stay below 2¹⁵.
+    /// 2 · 3 · 128 = 768 to each, so 32 of them stay below 2¹⁵; 8 of them with quadruple codes do.
     const NARROW_DOTS: usize;
     /// Tokens that share an unpacked register, as many as accumulators fit beside.
     const TOKENS: usize;
@@ -69,6 +69,12 @@ pub(super) trait Simd {
     unsafe fn load_part(p: *const u8, lanes: usize) -> Self::Int;
     /// Bits `2S` and `2S + 1` of each byte.
     unsafe fn codes<const S: i32>(v: Self::Int) -> Self::Int;
+    /// Bits 2 and 3 of each byte where they are: four times a code.
+    unsafe fn quadruple(v: Self::Int) -> Self::Int;
+    /// The upper half of each byte in the place of the lower; the upper may be anything.
+    unsafe fn upper(v: Self::Int) -> Self::Int;
+    /// `narrow + fours / 4`: narrow sums and those of products with quadruple codes.
+    unsafe fn add_quarter(narrow: Self::Int, fours: Self::Int) -> Self::Int;
     /// Adds the products of unsigned `codes` and signed `x` to narrow sums, within each lane.
     unsafe fn dot(narrow: Self::Int, codes: Self::Int, x: Self::Int) -> Self::Int;
     /// Adds narrow sums to four i32 a lane.

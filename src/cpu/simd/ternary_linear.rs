@@ -126,20 +126,48 @@ unsafe fn tile<S: Simd, const T: usize>(
     }
 }
 
-/// Adds one register of codes of each row times activations to narrow sums.
+/// Adds one register of codes of each row times activations to narrow sums. Of one token, whose time is
+/// that of unpacking, every other code stays where it is, four times too large: `fours` takes those.
 #[inline(always)]
 unsafe fn step<S: Simd, const T: usize>(
     codes: [S::Int; ROWS],
     x: &[*const i8; T],
     at: usize,
     narrow: &mut [[S::Int; T]; ROWS],
+    fours: &mut [S::Int; ROWS],
 ) {
     // SAFETY: the caller's.
     unsafe {
-        shifted::<S, T, 0>(codes, x, at, narrow);
-        shifted::<S, T, 1>(codes, x, at, narrow);
-        shifted::<S, T, 2>(codes, x, at, narrow);
-        shifted::<S, T, 3>(codes, x, at, narrow);
+        if T > 1 {
+            shifted::<S, T, 0>(codes, x, at, narrow);
+            shifted::<S, T, 1>(codes, x, at, narrow);
+            shifted::<S, T, 2>(codes, x, at, narrow);
+            shifted::<S, T, 3>(codes, x, at, narrow);
+            return;
+        }
+        for half in 0..2 {
+            let x = x[0].add(at + half * 32 * S::LANES).cast();
+            let (near, far) = (S::load(x), S::load(x.add(16 * S::LANES)));
+            for r in 0..ROWS {
+                let v = if half == 0 { codes[r] } else { S::upper(codes[r]) };
+                narrow[r][0] = S::dot(narrow[r][0], S::codes::<0>(v), near);
+                fours[r] = S::dot(fours[r], S::quadruple(v), far);
+            }
+        }
+    }
+}
+
+/// Adds what [`step`] left in `fours`.
+#[inline(always)]
+unsafe fn add_fours<S: Simd, const T: usize>(
+    narrow: &mut [[S::Int; T]; ROWS],
+    fours: [S::Int; ROWS],
+) {
+    if T == 1 {
+        for r in 0..ROWS {
+            // SAFETY: the caller's.
+            narrow[r][0] = unsafe { S::add_quarter(narrow[r][0], fours[r]) };
+        }
     }
 }
 
@@ -229,24 +257,30 @@ unsafe fn uniform<S: Simd, const T: usize>(
     // SAFETY: the caller's.
     unsafe {
         let mut wide = [[S::zero(); T]; ROWS];
+        // Four dots a register; of one token two for each sum, of which half count four times.
+        let run = S::NARROW_DOTS / if T == 1 { 8 } else { 4 };
         let mut at = 0;
         while at < blocks / S::LANES {
             let mut narrow = [[S::zero(); T]; ROWS];
-            let end = blocks.div_euclid(S::LANES).min(at.saturating_add(S::NARROW_DOTS / 4));
+            let mut fours = [S::zero(); ROWS];
+            let end = blocks.div_euclid(S::LANES).min(at.saturating_add(run));
             for i in at..end {
                 if T == 1 {
                     prefetch::<S>(rows_at, i * 16 * S::LANES);
                 }
                 let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, S::LANES);
-                step::<S, T>(codes, &x, i * 64 * S::LANES, &mut narrow);
+                step::<S, T>(codes, &x, i * 64 * S::LANES, &mut narrow, &mut fours);
             }
+            add_fours::<S, T>(&mut narrow, fours);
             widen::<S, T>(&mut wide, narrow);
             at = end;
         }
         if !blocks.is_multiple_of(S::LANES) {
             let mut narrow = [[S::zero(); T]; ROWS];
+            let mut fours = [S::zero(); ROWS];
             let codes = load_codes::<S>(rows_at, at * 16 * S::LANES, blocks % S::LANES);
-            step::<S, T>(codes, &x, at * 64 * S::LANES, &mut narrow);
+            step::<S, T>(codes, &x, at * 64 * S::LANES, &mut narrow, &mut fours);
+            add_fours::<S, T>(&mut narrow, fours);
             widen::<S, T>(&mut wide, narrow);
         }
         for t in 0..T {
@@ -290,6 +324,7 @@ unsafe fn segmented<S: Simd, const T: usize, const HALVES: usize>(
             let mut joined = [[[S::zero(); T]; 4]; HALVES];
             for i in 0..registers / run {
                 let mut sums = [[[S::zero(); T]; ROWS]; HALVES];
+                let mut fours = [S::zero(); ROWS];
                 let first = batch * registers + i * run;
                 for register in first..first + run {
                     let lanes = blocks.saturating_sub(register * S::LANES).min(S::LANES);
@@ -301,10 +336,17 @@ unsafe fn segmented<S: Simd, const T: usize, const HALVES: usize>(
                     }
                     let codes = load_codes::<S>(rows_at, register * 16 * S::LANES, lanes);
                     let at = register * 64 * S::LANES;
-                    shifted::<S, T, 0>(codes, &x, at, &mut sums[0]);
-                    shifted::<S, T, 1>(codes, &x, at, &mut sums[0]);
-                    shifted::<S, T, 2>(codes, &x, at, &mut sums[HALVES - 1]);
-                    shifted::<S, T, 3>(codes, &x, at, &mut sums[HALVES - 1]);
+                    if HALVES == 1 {
+                        step::<S, T>(codes, &x, at, &mut sums[0], &mut fours);
+                    } else {
+                        shifted::<S, T, 0>(codes, &x, at, &mut sums[0]);
+                        shifted::<S, T, 1>(codes, &x, at, &mut sums[0]);
+                        shifted::<S, T, 2>(codes, &x, at, &mut sums[HALVES - 1]);
+                        shifted::<S, T, 3>(codes, &x, at, &mut sums[HALVES - 1]);
+                    }
+                }
+                if HALVES == 1 {
+                    add_fours::<S, T>(&mut sums[0], fours);
                 }
                 for half in 0..HALVES {
                     for t in 0..T {

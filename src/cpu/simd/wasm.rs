@@ -52,6 +52,18 @@ impl Simd for Simd128 {
         i16x8_add(narrow, i16x8_relaxed_dot_i8x16_i7x16(x, codes))
     }
     #[inline(always)]
+    unsafe fn quadruple(v: v128) -> v128 {
+        v128_and(v, u8x16_splat(12))
+    }
+    #[inline(always)]
+    unsafe fn upper(v: v128) -> v128 {
+        u16x8_shr(v, 4)
+    }
+    #[inline(always)]
+    unsafe fn add_quarter(narrow: v128, fours: v128) -> v128 {
+        i16x8_add(narrow, i16x8_shr(fours, 2))
+    }
+    #[inline(always)]
     unsafe fn widen(wide: v128, narrow: v128) -> v128 {
         i32x4_add(wide, i32x4_extadd_pairwise_i16x8(narrow))
     }

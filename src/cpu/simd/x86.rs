@@ -53,6 +53,14 @@ macro_rules! registers_256 {
             }
         }
         #[inline(always)]
+        unsafe fn quadruple(v: __m256i) -> __m256i {
+            unsafe { _mm256_and_si256(v, _mm256_set1_epi8(12)) }
+        }
+        #[inline(always)]
+        unsafe fn upper(v: __m256i) -> __m256i {
+            unsafe { _mm256_srli_epi16::<4>(v) }
+        }
+        #[inline(always)]
         unsafe fn sum4(a: __m256i, b: __m256i, c: __m256i, d: __m256i) -> __m256i {
             unsafe { _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)) }
         }
@@ -128,6 +136,10 @@ impl Simd for Avx2 {
         unsafe { _mm256_add_epi16(narrow, _mm256_maddubs_epi16(codes, x)) }
     }
     #[inline(always)]
+    unsafe fn add_quarter(narrow: __m256i, fours: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi16(narrow, _mm256_srai_epi16::<2>(fours)) }
+    }
+    #[inline(always)]
     unsafe fn widen(wide: __m256i, narrow: __m256i) -> __m256i {
         unsafe { _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1))) }
     }
@@ -141,6 +153,10 @@ impl Simd for AvxVnni {
     #[inline(always)]
     unsafe fn dot(narrow: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         unsafe { _mm256_dpbusd_avx_epi32(narrow, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn add_quarter(narrow: __m256i, fours: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(narrow, _mm256_srai_epi32::<2>(fours)) }
     }
     #[inline(always)]
     unsafe fn widen(wide: __m256i, narrow: __m256i) -> __m256i {
@@ -187,6 +203,18 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn dot(narrow: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(narrow, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn quadruple(v: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(v, _mm512_set1_epi8(12)) }
+    }
+    #[inline(always)]
+    unsafe fn upper(v: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi16::<4>(v) }
+    }
+    #[inline(always)]
+    unsafe fn add_quarter(narrow: __m512i, fours: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(narrow, _mm512_srai_epi32::<2>(fours)) }
     }
     #[inline(always)]
     unsafe fn widen(wide: __m512i, narrow: __m512i) -> __m512i {
