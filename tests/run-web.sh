@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks of the browser product: the package in Node, in Chromium and in apps that install its tarball, the
-# pages, and the WebAssembly suites. With --all also every fixture, and the pages with the default model, on
-# WebGPU: the software GPU of a headless browser needs an hour for what a real one does in seconds.
+# pages, and the WebAssembly suites. With --all also every fixture with all its tokens, and the pages with the
+# default model, on WebGPU: the software GPU of a headless browser needs an hour for what a real one does in seconds.
 # Needs node, npm, Chromium, its driver, and the wasm32-unknown-unknown target;
 # everything else comes from cargo and npm into the checkout.
 set -euo pipefail

@@ -1,11 +1,12 @@
 // Runs in the page: one fixture against the recorded outputs of a reference program, with the rules
-// of tests/conformance.rs.
+// of tests/conformance.rs. `maxTokens` of each prompt are generated.
 
 const json = async (url) => (await fetch(url)).json();
 const argmax = (row) => row.reduce((best, v, i) => (v > row[best] ? i : best), 0);
 
-/** @param {string} pkg @param {{ family: string, variant: string }} fixture @param {string} device */
-export async function conform(pkg, { family, variant }, device) {
+/** @param {string} pkg @param {{ family: string, variant: string }} fixture @param {string} device
+ * @param {number} [maxTokens] */
+export async function conform(pkg, { family, variant }, device, maxTokens = 32) {
   const { BitNet } = await import(pkg);
   const base = `/fixtures/${family}`;
   const record = await json(`${base}/expected/${variant}.json`);
@@ -59,10 +60,10 @@ export async function conform(pkg, { family, variant }, device) {
     const [safe, clear] = prompt.greedy_safe_prefix === undefined || prompt.greedy_safe_prefix === null
       ? [prompt.greedy_margin.length, 0.6] : [prompt.greedy_safe_prefix, 0.2];
     const unsure = prompt.greedy_margin.findIndex((m) => m <= clear);
-    const n = Math.min(safe, unsure < 0 ? Infinity : unsure);
-    const { tokens } = await model.generate(prompt.ids, { maxTokens: 32, temperature: 0, ignoreEos: true }).result;
+    const n = Math.min(maxTokens, safe, unsure < 0 ? Infinity : unsure);
+    const { tokens } = await model.generate(prompt.ids, { maxTokens, temperature: 0, ignoreEos: true }).result;
     greedy[prompt.name] = tokens;
-    if (tokens.length !== 32 || tokens.slice(0, n).join() !== prompt.greedy.slice(0, n).join()) {
+    if (tokens.length !== maxTokens || tokens.slice(0, n).join() !== prompt.greedy.slice(0, n).join()) {
       problems.push(`${prompt.name}: greedy ${tokens} instead of ${prompt.greedy}, first ${n}`);
     }
   }
