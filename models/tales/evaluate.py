@@ -1,6 +1,6 @@
 """Evaluation of a GGUF as it is shipped, with the program that runs it.
 
-    python evaluate.py BITNET FILE.gguf DATA_DIR tales [seeds]   keyword share, share that end, distinct-n -> tales.json
+    python evaluate.py BITNET FILE.gguf DATA_DIR tales [passes]  keyword share, share that end, distinct-n -> tales.json
     python evaluate.py BITNET FILE.gguf DATA_DIR table           a few samples at fixed seeds, as Markdown
 
 (Bits a character are `bitnet eval FILE.gguf --text BOOKS`.)  Sampling is the
@@ -34,6 +34,10 @@ def mentions(word, text):
     return re.search(rf"\b{word}(s|es)?\b", text, re.I) is not None
 
 
+def pair_request(pair):
+    return "Tell me a story about " + " and ".join(map(article, pair.split())) + "."
+
+
 def distinct(texts, n):
     """Different n-grams of words over all n-grams, on the first 100 words of each text."""
     grams = []
@@ -62,15 +66,15 @@ def share(xs):
     return round(sum(xs) / max(1, len(xs)), 4)
 
 
-def tales(bitnet, file, folder, seeds):
+def tales(bitnet, file, folder, passes):
     prompts = json.load(open(os.path.join(folder, "meta.json")))["prompts"]
-    sets = {"common": [(p.split(), "Tell me a story about " + " and ".join(map(article, p.split())) + ".")
-                       for p in PAIRS.split("|")],
+    sets = {"common": [(p.split(), pair_request(p)) for p in PAIRS.split("|")],
             "validation": [(p["keys"], p["request"]) for p in prompts]}
     report, samples = {}, []
     for name, cases in sets.items():
+        # A seed of its own for each: tales of one seed are drawn with the same noise, and fare alike.
         rows = [(keys, seed, request, *tell(bitnet, file, request, seed))
-                for seed in range(1, seeds + 1) for keys, request in cases]
+                for seed, (keys, request) in enumerate(cases * passes, 100)]
         texts = [row[3] for row in rows]
         hits = [[mentions(word, text) for word in row[0]] for row, text in zip(rows, texts)]
         report[name] = {

@@ -1,7 +1,9 @@
 """Second stage: teach the model to use the words of a request, and to end its tales.
 
-    python tune.py data CORPUS_DIR DATA_DIR tales.pt [--passes 6]      -> DATA_DIR/requests.bin
-    python tune.py train tales.pt DATA_DIR OUT.pt [--seconds 250]      one H100
+    python tune.py data CORPUS_DIR DATA_DIR tales.pt [--passes 6]      -> DATA_DIR/{requests.bin,asks.json}
+    python tune.py train tales.pt DATA_DIR TUNED.pt [--seconds 250]    one H100
+    python tune.py practise tales.pt TUNED.pt DATA_DIR PRACTISED.pt    one H100, on harder data
+    python tune.py blend TUNED.pt PRACTISED.pt OUT.pt                  parts of the way from one to the other
 
 The first stage has read requests, but the few tokens that depend on a request
 weigh little in its loss (it has read the books thirty times: it remembers what
@@ -11,6 +13,10 @@ early in it, and their first mentions are weighted up.  Of the asked nouns 40 %
 are replaced by related ones, in the request and in the tale: then only the
 request can tell what comes.  Rows of plain text keep what was learnt: their
 targets are the predictions of the first stage.
+
+Practice goes on from there: the model tells tales for requests without answers,
+and what it told as asked is learnt among the requests of the data.  No request
+holds a pair of words of the evaluation.
 """
 import argparse
 import json
@@ -24,10 +30,12 @@ import torch
 import torch.nn.functional as F
 
 import model as M
+from evaluate import PAIRS, pair_request, repeats
 from train import SKIP, Data, Muon, evaluate, restore, save
 
 FIRST = 0x4000  # bit of a token that begins or continues the first mention of an asked word
 BOS, EOT = 0, 2
+ATTENTION = ("q", "k", "v", "o", "attn_norm", "attn_sub_norm")
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -77,21 +85,36 @@ def answers(rng, paras, lens):
         yield "\n\n".join(paras[start:end]), False
 
 
-def request_pass(rng, tok, nouns, near, tales):
+def asked_in_evaluation(keys):
+    return any(set(pair.split()) <= set(keys) for pair in PAIRS.split("|"))
+
+
+def head(tok, request):
+    """The tokens before an answer."""
+    ids = [tok.encode(s, add_special_tokens=False).ids for s in ("User: " + request, "Assistant: ")]
+    return [BOS, *ids[0], EOT, *ids[1]]
+
+
+def sample(ask, answer):
+    return [BOS] + [t | SKIP for t in ask[1:]] + answer + [EOT]
+
+
+def request_pass(rng, tok, nouns, near, tales, swapped, early):
     from data import BOTH, PLAIN, SCENE, STORY, TITLED, phrase
     out = []
     for title, paras, lens in tales:
         for text, whole in answers(rng, paras, lens):
-            early = text[:max(500, len(text) * 2 // 5)]
-            found = nouns.salient(early, 10)
+            found = nouns.salient(text[:max(500, int(len(text) * early))], 10)
             if not found:
                 continue
             keys = rng.sample(found, min(rng.choice([1, 2, 2, 2, 2, 2, 3, 3]), len(found)))
             for i, k in enumerate(keys):
-                if k in near and rng.random() < 0.4:
+                if k in near and rng.random() < swapped:
                     new = rng.choice(near[k])
                     if not re.search(rf"\b{new}", text, re.I):
                         text, keys[i] = replaced(text, k, new), new
+            if asked_in_evaluation(keys):
+                continue
             kind, r = (STORY if whole else SCENE), rng.random()
             if r < 0.05:
                 kind, keys = PLAIN, []
@@ -108,12 +131,27 @@ def request_pass(rng, tok, nouns, near, tales):
                     for i, (a, b) in enumerate(body.offsets):
                         if a < m.end() and b > m.start():
                             marks[i] = FIRST
-            head = [BOS] + [t | SKIP for s in ("User: " + request, "Assistant: ")
-                            for t in tok.encode(s, add_special_tokens=False).ids + [EOT] * (s[0] == "U")]
-            if len(head) + len(body.ids) < 1024:
-                out.append(head + [t | m for t, m in zip(body.ids, marks)] + [EOT])
+            ask = head(tok, request)
+            if len(ask) + len(body.ids) < 1024:
+                out.append(sample(ask, [t | m for t, m in zip(body.ids, marks)]))
     rng.shuffle(out)
     return out
+
+
+def practice(rng, nouns, near, count):
+    """(asked words, request): nouns that go together or are far apart, never a pair of the evaluation."""
+    from data import STORY, phrase
+    pool = [w for w in nouns.article if nouns.docs[w] >= 25]
+    weight = [nouns.docs[w] ** 0.5 for w in pool]
+    while count:
+        keys = rng.choices(pool, weight)
+        for _ in range(rng.choice([0, 1, 1, 1, 1, 1, 2])):
+            related = near.get(keys[0], ())
+            keys.append(rng.choice(related) if related and rng.random() < 0.4 else rng.choices(pool, weight)[0])
+        stems = {k[:4] for k in keys}
+        if len(stems) == len(keys) and not asked_in_evaluation(keys):
+            count -= 1
+            yield keys, phrase(rng, nouns, STORY, keys)
 
 
 def make_data(a):
@@ -132,13 +170,18 @@ def make_data(a):
     rng = random.Random(99)
     windows = []
     for i in range(a.passes):
-        samples = request_pass(rng, tok, nouns, near, tales)
+        samples = request_pass(rng, tok, nouns, near, tales, a.swapped, a.early)
         windows.append(pack(samples))
         tokens = sum(map(len, samples))
         print(f"pass {i}: {len(samples)} samples of {tokens / len(samples):.0f} tokens, {len(windows[-1])} windows",
               flush=True)
     np.concatenate(windows).tofile(os.path.join(a.data, "requests.bin"))
-    print({w: near.get(w) for w in ("fox", "crow", "ship")})
+    asks = [(keys, head(tok, request)) for keys, request in practice(rng, nouns, near, a.asks)]
+    pairs = [(p.split(), pair_request(p)) for p in PAIRS.split("|")]
+    books = [(p["keys"], p["request"]) for p in json.load(open(os.path.join(a.data, "meta.json")))["prompts"]]
+    held = {name: [(keys, head(tok, request)) for keys, request in cases]
+            for name, cases in (("common", pairs), ("validation", books))}
+    json.dump({"practice": asks, **held}, open(os.path.join(a.data, "asks.json"), "w"))
 
 
 # ---- training --------------------------------------------------------------------------------
@@ -193,94 +236,303 @@ def probe(model, held, n):
     return {k: round((a / max(b, 1)).item(), 4) for k, (a, b) in zip(("all", "first_mention", "end"), sums)}
 
 
-def train(a):
-    begin = time.time()
-    torch.set_float32_matmul_precision("high")
-    torch._dynamo.config.recompile_limit = 64
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    torch.manual_seed(11)
-    data = Data(a.data, device, "requests.bin")
-    windows = data.chat
-    held = Requests(windows[:64], device, a.first, a.end)
-    requests = Requests(windows[64:], device, a.first, a.end)
-    model, stage1 = restore(a.checkpoint, device), restore(a.checkpoint, device)
-    model.dtype = stage1.dtype = dtype
-    model.cfg.dropout = a.dropout
-    stage1.freeze()
-    ctx = model.cfg.context
-    mats = [p for n, p in model.named_parameters() if n.split(".")[-1] in M.LINEARS]
-    other = [p for n, p in model.named_parameters() if n.split(".")[-1] not in M.LINEARS]
-    muon = Muon(mats)
-    adam = torch.optim.AdamW(other, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    if device == "cuda":
-        model.block_fn = stage1.block_fn = torch.compile(M.block, dynamic=False)
-        losses = [torch.compile(f, dynamic=False) for f in (request_loss, plain_loss)]
-    else:
-        losses = [request_loss, plain_loss]
-    n_plain = max(1, round(a.rows * a.plain))
+class Tuner:
+    """What both trainings share: the model, the first stage, their optimisers, a learning rate that falls
+    with the share of the budget that is spent, and a log."""
 
-    def forward():
-        x, y, w = requests.batch(a.rows - n_plain)
-        px, _, _ = data.batch(n_plain, 0, ctx)
+    def __init__(self, a, start_from, first_stage):
+        self.a, self.begin, self.log = a, time.time(), []
+        torch.set_float32_matmul_precision("high")
+        torch._dynamo.config.recompile_limit = 64
+        torch.manual_seed(11)
+        self.cuda = torch.cuda.is_available()
+        self.device = "cuda" if self.cuda else "cpu"
+        self.dtype = torch.bfloat16 if self.cuda else torch.float32
+        self.data = Data(a.data, self.device, "requests.bin")
+        windows = self.data.chat
+        self.held = Requests(windows[:64], self.device, a.first, a.end)
+        self.requests = Requests(windows[64:], self.device, a.first, a.end)
+        self.model, self.stage1 = restore(start_from, self.device), restore(first_stage, self.device)
+        self.model.dtype = self.stage1.dtype = self.dtype
+        self.model.cfg.dropout = a.dropout
+        self.stage1.freeze()
+        named = list(self.model.named_parameters())
+        self.other = [p for n, p in named if n.split(".")[-1] not in M.LINEARS]
+        self.muon = Muon([p for n, p in named if n.split(".")[-1] in M.LINEARS])
+        self.adam = torch.optim.AdamW(self.other, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+        self.block, self.losses = M.block, [request_loss, plain_loss]
+        if self.cuda:
+            self.block = torch.compile(M.block, dynamic=False)
+            self.losses = [torch.compile(f, dynamic=False) for f in self.losses]
+        self.stage1.block_fn = self.block
+        self.n_plain = max(1, round(a.rows * a.plain))
+        self.sums, self.steps = torch.zeros(2, device=self.device), 0
+        self.model.train()
+        self.backward(*self.requests.batch(a.rows - self.n_plain))  # compile, outside the schedule
+        self.model.zero_grad(set_to_none=True)
+        self.sums.zero_()
+        print(f"ready after {self.seconds():.0f} s, {len(windows)} windows of requests", flush=True)
+
+    def seconds(self):
+        return time.time() - self.begin
+
+    def backward(self, x, y, w):
+        """Gradients of one batch: these requests and rows of plain text."""
+        px, _, _ = self.data.batch(self.n_plain, 0, self.model.cfg.context)
         with torch.no_grad():
-            target = torch.softmax(stage1(px), -1).flatten(0, 1).to(dtype)
-        h = model.hidden(torch.cat([x, px]))
-        cut = a.rows - n_plain
-        emb = model.embed.weight
-        asked = losses[0](h[:cut].flatten(0, 1), emb, y.flatten(), w.flatten())
-        plain = losses[1](h[cut:].flatten(0, 1), emb, target)
-        return asked, plain
+            target = torch.softmax(self.stage1(px), -1).flatten(0, 1).to(self.dtype)
+        self.model.block_fn = self.block
+        h = self.model.hidden(torch.cat([x, px]))
+        self.model.block_fn = M.block
+        emb = self.model.embed.weight
+        asked = self.losses[0](h[:len(x)].flatten(0, 1), emb, y.flatten(), w.flatten())
+        plain = self.losses[1](h[len(x):].flatten(0, 1), emb, target)
+        ((1 - self.a.plain) * asked + self.a.plain * plain).backward()
+        self.sums += torch.stack([asked.detach(), plain.detach()])
 
-    log = []
+    def step(self, done, x, y, w):
+        scale = min(1.0, (done + 1e-3) / 0.03) * (1 - 0.99 * done)
+        self.backward(x, y, w)
+        torch.nn.utils.clip_grad_norm_(self.other, 1.0)
+        self.muon.step(self.a.lr * scale, 0.0)
+        for g in self.adam.param_groups:
+            g["lr"] = self.a.lr_embed * scale
+        self.adam.step()
+        self.model.zero_grad(set_to_none=True)
+        self.steps += 1
+        if self.cuda and self.steps % 8 == 0:
+            torch.cuda.synchronize()
 
-    def report(step, share, sums, full=False):
-        compiled, model.block_fn = model.block_fn, M.block
-        valid, count = evaluate(model, data, data.valid, ctx, limit=None if full else (48 if device == "cuda" else 2), batch=8)
+    def report(self, done, full=False, **more):
+        steps = self.steps - (self.log[-1]["step"] if self.log else 0)
+        valid, count = evaluate(self.model, self.data, self.data.valid, self.model.cfg.context,
+                                limit=None if full and self.cuda else (48 if self.cuda else 2), batch=8)
+        row = dict(step=self.steps, share=round(done, 3), valid=round(valid, 4),
+                   loss=[round(s / max(1, steps), 4) for s in self.sums.tolist()],
+                   **probe(self.model, self.held, 64 if self.cuda else 2), **more)
         if full:
-            data.meta["bits_per_char"] = valid * count / np.log(2) / data.meta["valid_chars"]
-        row = dict(step=step, share=round(share, 3), seconds=round(time.time() - begin, 1), valid=round(valid, 4),
-                   loss=[round(s / max(1, step - (log[-1]["step"] if log else 0)), 4) for s in sums],
-                   **probe(model, held, 64 if device == "cuda" else 2))
-        if full:
-            row["bits_per_char"] = round(data.meta["bits_per_char"], 4)
-        log.append(row)
+            row["bits_per_char"] = round(valid * count / np.log(2) / self.data.meta["valid_chars"], 4)
+        row["seconds"] = round(self.seconds(), 1)
+        self.sums.zero_()
+        self.log.append(row)
         print(json.dumps(row), flush=True)
-        model.block_fn = compiled
+        json.dump(self.log, open(self.a.out + ".json", "w"), indent=1)
+        return row
 
-    model.train()
-    sum(forward()).backward()  # compile, outside the schedule
-    model.zero_grad(set_to_none=True)
-    print(f"ready after {time.time() - begin:.0f} s, {len(windows)} windows of requests", flush=True)
-    report(0, 0.0, [0.0, 0.0])
-    start = time.time()
-    budget = max(a.seconds - (start - begin), 1e-3)
-    step, sums, next_report = 0, torch.zeros(2, device=device), 1
+
+def train(a):
+    t = Tuner(a, a.checkpoint, a.checkpoint)
+    t.report(0.0)
+    start, next_report = t.seconds(), 1
     while True:
-        done = (time.time() - start) / budget
-        if a.steps:
-            done = step / a.steps
+        done = t.steps / a.steps if a.steps else (t.seconds() - start) / max(a.seconds - start, 1e-3)
         if done >= 1:
             break
         if done * 8 >= next_report:
-            report(step, done, sums.tolist())
-            sums, next_report = torch.zeros(2, device=device), next_report + 1
-        scale = min(1.0, (done + 1e-3) / 0.03) * (1 - 0.99 * done)
-        asked, plain = forward()
-        ((1 - a.plain) * asked + a.plain * plain).backward()
-        torch.nn.utils.clip_grad_norm_(other, 1.0)
-        muon.step(a.lr * scale, 0.0)
-        for g in adam.param_groups:
-            g["lr"] = a.lr_embed * scale
-        adam.step()
-        model.zero_grad(set_to_none=True)
-        sums += torch.stack([asked.detach(), plain.detach()])
-        step += 1
-        if device == "cuda" and step % 8 == 0:
-            torch.cuda.synchronize()
-    save(model, a.out)
-    report(step, 1.0, sums.tolist(), full=device == "cuda")
-    json.dump(log, open(a.out + ".json", "w"), indent=1)
+            t.report(done)
+            next_report += 1
+        t.step(done, *t.requests.batch(a.rows - t.n_plain))
+    save(t.model, a.out)
+    t.report(1.0, full=True)
+
+
+# ---- practice --------------------------------------------------------------------------------
+
+def pieces(path):
+    """The bytes of every token, one character a byte."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    byte = {chr(b): chr(b) for b in printable} | {chr(256 + i): chr(b) for i, b in enumerate(rest)}
+    spec = json.load(open(path, encoding="utf-8"))
+    special = {t["id"] for t in spec["added_tokens"]}
+    return {i: "" if i in special else "".join(byte[c] for c in s) for s, i in spec["model"]["vocab"].items()}
+
+
+@torch.no_grad()
+def tell(model, heads, temperature, limit, deadline, top_k=40):
+    """Answers to many requests side by side, with a cache of keys and values: [(tokens, whether it ended)].
+
+    All rows are at the same position: a row reads its request while it lasts and then what was drawn.
+    Rows that have ended are dropped now and then."""
+    cfg, dev, dtype = model.cfg, model.embed.weight.device, model.dtype
+    n, d = len(heads), cfg.head_dim
+    weights = []
+    for blk in model.blocks:
+        p = {}
+        for name, w in blk.named_parameters():
+            if name in M.LINEARS:
+                t, s = M.ternarise(w)
+                w = (t * s).to(dtype)
+            p[name] = w
+        weights.append(p)
+    emb = model.embed.weight.to(dtype)
+    length = torch.tensor([len(h) for h in heads], device=dev)
+    given = torch.zeros(n, max(map(len, heads)), dtype=torch.long)
+    for row, h in zip(given, heads):
+        row[:len(h)] = torch.tensor(h)
+    out = torch.full((n, limit), EOT, dtype=torch.long, device=dev)
+    out[:, :given.shape[1]] = given.to(dev)
+    live = torch.arange(n, device=dev)
+    ended = torch.zeros(n, dtype=torch.bool, device=dev)
+    cache = [[torch.empty(n, cfg.kv_heads, limit, d, dtype=dtype, device=dev) for _ in "kv"] for _ in weights]
+    for t in range(limit - 1):
+        if t % 32 == 31:
+            if time.time() > deadline or ended.all():
+                break
+            left = ~ended[live]
+            if left.sum() < 0.75 * len(live):
+                live = live[left]
+                cache = [[c[left] for c in kv] for kv in cache]
+        x = emb[out[live, t]]
+        cos, sin = model.cos[t:t + 1], model.sin[t:t + 1]
+        for p, (keys, values) in zip(weights, cache):
+            h = M.quantise_input(M.rms_norm(x, p["attn_norm"], cfg.eps))
+            q, k, v = (F.linear(h, p[name]).view(len(x), -1, 1, d) for name in "qkv")
+            keys[:, :, t] = M.rotate(k, cos, sin)[:, :, 0]
+            values[:, :, t] = v[:, :, 0]
+            q = M.rotate(q, cos, sin).view(len(x), cfg.kv_heads, -1, d)  # the queries of a group: rows of one matrix
+            h = F.scaled_dot_product_attention(q, keys[:, :, :t + 1], values[:, :, :t + 1]).reshape(len(x), -1)
+            x = x + F.linear(M.quantise_input(M.rms_norm(h, p["attn_sub_norm"], cfg.eps)), p["o"])
+            h = M.quantise_input(M.rms_norm(x, p["ffn_norm"], cfg.eps))
+            h = F.relu(F.linear(h, p["gate"])).square() * F.linear(h, p["up"])
+            x = x + F.linear(M.quantise_input(M.rms_norm(h, p["ffn_sub_norm"], cfg.eps)), p["down"])
+        z = F.linear(M.rms_norm(x, model.norm, cfg.eps), emb).float()
+        best, ids = (z / temperature).topk(top_k)
+        drawn = ids.gather(1, (best - torch.empty_like(best).exponential_().log()).argmax(-1, keepdim=True))[:, 0]
+        free = t + 1 >= length[live]
+        out[live, t + 1] = torch.where(ended[live], EOT, torch.where(free, drawn, out[live, t + 1]))
+        ended[live] |= free & (drawn <= EOT)
+    tales = []
+    for row, h, end in zip(out.tolist(), heads, ended.tolist()):
+        answer = row[len(h):]
+        stop = next((i for i, token in enumerate(answer) if token <= EOT), len(answer))
+        tales.append((answer[:stop], end))
+    return tales
+
+
+def judged(bytes_of, keys, answer):
+    """-> (text, for every asked word the span of its first mention or None)"""
+    text = "".join(bytes_of[t] for t in answer)
+    found = [re.search(rf"\b{k}(s|es)?\b", text, re.I) for k in keys]
+    return text, [m and m.span() for m in found]
+
+
+def practise_round(t, bytes_of, asks, deadline):
+    """Samples answers, keeps those that do as asked: (windows to learn from, figures).
+
+    Kept: all asked words occur, the tale ends, few phrases repeat.  Of the `group` answers to a request
+    the half in which the last of the asked words comes soonest."""
+    a = t.a
+    heads = [ask for _, ask in asks for _ in range(a.group)]
+    tales = tell(t.model, heads, a.practice_temperature, min(a.longest, t.model.cfg.context), deadline)
+    good, hits, ends = [], 0, 0
+    for i, (keys, ask) in enumerate(asks):
+        fit = []
+        for answer, end in tales[i * a.group:(i + 1) * a.group]:
+            text, spans = judged(bytes_of, keys, answer)
+            hits, ends = hits + all(spans), ends + end
+            if all(spans) and end and len(answer) >= 60 and repeats(text) < 0.06:
+                fit.append((max(b for _, b in spans), answer, spans))
+        for _, answer, spans in sorted(fit)[:a.group // 2]:
+            at, marked = 0, []
+            for token in answer:
+                stop = at + len(bytes_of[token])
+                marked.append(token | (FIRST if any(x < stop and at < y for x, y in spans) else 0))
+                at = stop
+            good.append(sample(ask, marked))
+    n = len(tales)
+    return good, dict(practice_all_words=round(hits / n, 4), practice_ended=round(ends / n, 4), kept=len(good), told=n)
+
+
+def exam(t, bytes_of, asks, deadline):
+    """Held-out requests with the settings of the product: figures by set."""
+    sets = [(name, asks[name] * copies) for name, copies in (("common", 4), ("validation", 2))]
+    if not t.cuda:
+        sets = [(name, cases[:2]) for name, cases in sets]
+    cases = [c for _, cs in sets for c in cs]
+    tales = tell(t.model, [ask for _, ask in cases], 0.7, t.model.cfg.context if t.cuda else 64, deadline)
+    out, at = {}, 0
+    for name, cs in sets:
+        rows = [(judged(bytes_of, keys, answer), end, len(answer))
+                for (keys, _), (answer, end) in zip(cs, tales[at:at + len(cs)])]
+        at += len(cs)
+        mean = lambda xs: round(float(np.mean(xs)), 4)  # noqa: E731
+        out[name] = dict(samples=len(rows), keywords=mean([bool(s) for (_, ss), _, _ in rows for s in ss]),
+                         all_keywords=mean([all(ss) for (_, ss), _, _ in rows]), ended=mean([e for _, e, _ in rows]),
+                         tokens=mean([n for _, _, n in rows]), repeated_4grams=mean([repeats(x) for (x, _), _, _ in rows]))
+        out[name]["examples"] = [x.encode("latin-1").decode("utf-8", "replace")[:600] for (x, _), _, _ in rows[:3]]
+    return out
+
+
+def practise(a):
+    """Rounds of: tell, keep what does as asked, learn it among requests and plain text."""
+    from data import pack
+    t = Tuner(a, a.checkpoint, a.first_stage)
+    bytes_of = pieces(os.path.join(a.data, "tokenizer.json"))
+    asks = json.load(open(os.path.join(a.data, "asks.json")))
+    random.Random(5).shuffle(asks["practice"])
+    n_own, round_began = 0, -400  # the first round is taken to have 400 steps
+    best, best_rank, pool, used, told, slow = None, None, [], 0, a.told, 0.0
+    start, round_, exam_seconds = t.seconds(), 0, 15.0
+    end = a.seconds - exam_seconds
+
+    def check(done, **more):
+        nonlocal best, best_rank, exam_seconds
+        at = t.seconds()
+        row = t.report(done, full=True, **more, exam=exam(t, bytes_of, asks, t.begin + a.seconds - 3))
+        exam_seconds = t.seconds() - at
+        common = row["exam"]["common"]
+        rank = (row["bits_per_char"] <= a.most_bits and common["ended"] >= 0.95, common["keywords"])
+        if best_rank is None or rank >= best_rank:
+            best_rank, best = rank, t.steps
+            save(t.model, a.out)
+
+    own = None
+    while True:
+        done = t.steps / a.steps if a.steps else (t.seconds() - start) / max(end - start, 1e-3)
+        if done >= 1:
+            break
+        if done * a.rounds >= round_:
+            if t.cuda:
+                torch.cuda.empty_cache()
+            at = t.seconds()
+            count = told // a.group
+            good, figures = practise_round(t, bytes_of, asks["practice"][used:used + count], t.begin + at + 25)
+            used += count
+            figures["telling_seconds"] = round(t.seconds() - at, 1)
+            if t.seconds() - at > a.telling_seconds:
+                told //= 2
+            if round_ and round_ % 2 == 0:
+                check(done, **figures)
+            else:
+                t.report(done, **figures)
+            if t.cuda:
+                torch.cuda.empty_cache()
+            pool = (pool + [good])[-3:]
+            windows = torch.from_numpy(pack(sum(pool, [])).astype(np.int32)).to(t.device)
+            own = Requests(windows, t.device, a.first, a.end)
+            n_own = a.reads * len(windows) // max(100, t.steps - round_began)
+            n_own = min(n_own, round((a.rows - t.n_plain) * a.own), len(windows))
+            round_began = t.steps
+            round_ += 1
+            end = a.seconds - 1.3 * exam_seconds - 1
+            continue
+        batch = t.requests.batch(a.rows - t.n_plain - n_own)
+        if n_own:
+            batch = [torch.cat(z) for z in zip(batch, own.batch(n_own))]
+        t.step(min(done, 1.0), *batch)
+    check(1.0)
+    print(f"kept the model of step {best}", flush=True)
+
+
+def blend(a):
+    """Masters between two checkpoints. Practice ended with a high learning rate: half of what it
+    changed goes again, but for the attention, which is what copies the words of a request."""
+    old, new = (torch.load(path, map_location="cpu") for path in (a.tuned, a.practised))
+    for name, w in new["state"].items():
+        share = a.attention if name.split(".")[-1] in ATTENTION else a.rest
+        new["state"][name] = torch.lerp(old["state"][name].float(), w.float(), share).bfloat16()
+    torch.save(new, a.out)
 
 
 def main():
@@ -290,16 +542,37 @@ def main():
     for name in ("corpus", "data", "checkpoint"):
         d.add_argument(name)
     d.add_argument("--passes", type=int, default=6)
+    d.add_argument("--swapped", type=float, default=0.4, help="share of the asked nouns that are replaced")
+    d.add_argument("--early", type=float, default=0.4, help="asked words are taken from this share of an answer")
+    d.add_argument("--asks", type=int, default=20000, help="requests without answers, to practise on")
     d.set_defaults(run=make_data)
     t = stages.add_parser("train")
-    for name in ("checkpoint", "data", "out"):
-        t.add_argument(name)
-    for name, value in (("seconds", 250.0), ("lr", 3e-3), ("lr-embed", 5e-4), ("dropout", 0.1), ("plain", 1 / 3),
-                        ("first", 6.0), ("end", 2.0)):
-        t.add_argument("--" + name, type=float, default=value)
-    t.add_argument("--rows", type=int, default=48)
-    t.add_argument("--steps", type=int, default=0, help="instead of --seconds, to try things out")
+    p = stages.add_parser("practise")
+    for stage, names in ((t, ("checkpoint", "data", "out")), (p, ("first_stage", "checkpoint", "data", "out"))):
+        for name in names:
+            stage.add_argument(name)
+        for name, value in (("seconds", 250.0), ("lr", 3e-3), ("lr-embed", 5e-4), ("dropout", 0.1), ("plain", 1 / 3),
+                            ("first", 6.0), ("end", 2.0)):
+            stage.add_argument("--" + name, type=float, default=value)
+        stage.add_argument("--rows", type=int, default=48)
+        stage.add_argument("--steps", type=int, default=0, help="instead of --seconds, to try things out")
     t.set_defaults(run=train)
+    p.set_defaults(run=practise, lr=2.5e-3, lr_embed=3e-4)
+    p.add_argument("--own", type=float, default=0.4, help="at most this share of the requests is the model's own")
+    p.add_argument("--reads", type=int, default=4, help="times that an own answer is read in a round")
+    p.add_argument("--rounds", type=int, default=6)
+    p.add_argument("--told", type=int, default=6144, help="answers a round")
+    p.add_argument("--group", type=int, default=4, help="answers to one request")
+    p.add_argument("--longest", type=int, default=640, help="tokens of a request with its answer")
+    p.add_argument("--practice-temperature", type=float, default=0.8)
+    p.add_argument("--telling-seconds", type=float, default=16.0, help="if a round tells longer, the next tells half")
+    p.add_argument("--most-bits", type=float, default=1.08, help="bits a character that the kept model may have")
+    b = stages.add_parser("blend")
+    for name in ("tuned", "practised", "out"):
+        b.add_argument(name)
+    b.add_argument("--attention", type=float, default=1.0)
+    b.add_argument("--rest", type=float, default=0.5)
+    b.set_defaults(run=blend)
     a = ap.parse_args()
     a.run(a)
 
