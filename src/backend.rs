@@ -133,6 +133,15 @@ pub struct Caps {
     pub threads: u32,
 }
 
+/// `Σ (got − expected)² / Σ expected²`: the normalised mean square error of outputs that should be the
+/// same but for roundings. NaN if any of them is.
+pub fn nmse(expected: &[f32], got: &[f32]) -> f64 {
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        expected.iter().zip(got).map(|(&e, &g)| f(f64::from(e), f64::from(g))).sum()
+    };
+    sum(&|e, g| (e - g) * (e - g)) / sum(&|e, _| e * e).max(f64::MIN_POSITIVE)
+}
+
 /// What the kernels of a GPU use of what the device has. Written as `subgroups+dot4+matrices`, `none`
 /// or `all`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,16 +168,16 @@ impl KernelFeatures {
             matrices: self.matrices && other.matrices,
         }
     }
-
-    fn named(self) -> [(&'static str, bool); 3] {
-        [("subgroups", self.subgroups), ("dot4", self.dot4), ("matrices", self.matrices)]
-    }
 }
 
 impl std::fmt::Display for KernelFeatures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<_> = self.named().iter().filter(|n| n.1).map(|n| n.0).collect();
-        f.write_str(if names.is_empty() { "none" } else { "" })?;
+        if *self == KernelFeatures::NONE {
+            return f.write_str("none");
+        }
+        let named =
+            [("subgroups", self.subgroups), ("dot4", self.dot4), ("matrices", self.matrices)];
+        let names: Vec<_> = named.iter().filter(|n| n.1).map(|n| n.0).collect();
         f.write_str(&names.join("+"))
     }
 }

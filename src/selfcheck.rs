@@ -6,7 +6,7 @@
 //!
 //! May import: floors 0 to 2.
 
-use crate::backend::{Backend, BackendError, Decode, KvType, Outputs, RunOptions, Step};
+use crate::backend::{Backend, BackendError, Decode, KvType, Outputs, RunOptions, Step, nmse};
 use crate::cpu::{Cpu, Isa};
 use crate::plan::*;
 use crate::sampling::{Sampling, threefry2x32};
@@ -185,10 +185,7 @@ fn compare(expected: &[f32], got: &[f32], tolerance: f64) -> Result<(), String> 
     if expected.len() != got.len() {
         return Err(format!("{} values instead of {}", got.len(), expected.len()));
     }
-    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
-        expected.iter().zip(got).map(|(&e, &g)| f(f64::from(e), f64::from(g))).sum()
-    };
-    let error = sum(&|e, g| (e - g) * (e - g)) / sum(&|e, _| e * e).max(f64::MIN_POSITIVE);
+    let error = nmse(expected, got);
     // Not `error > tolerance`: that is false for a NaN.
     if error <= tolerance {
         return Ok(());
@@ -334,6 +331,24 @@ impl Builder {
         out
     }
 
+    /// A product of `x`, rounded by `rule`, with `n` ternary rows.
+    fn product(&mut self, x: Slice, rule: ActQuant, n: u32, block: Option<u32>) -> Slice {
+        let q = self.buffer("q", x.dim, BufKind::Quant(rule), Rows::Tokens);
+        self.op(Op::Quantize { x, out: q.buf });
+        let weight = self.weight(WeightKind::Ternary { n, k: x.dim, block });
+        let out = self.floats("y", n);
+        self.op(Op::TernaryLinear { x: q.buf, weight, out });
+        out
+    }
+
+    /// `x` over its root mean square.
+    fn norm(&mut self, x: Slice, eps: f32) -> Slice {
+        let weight = self.weight(WeightKind::Vector { len: x.dim });
+        let out = self.floats("normed", x.dim);
+        self.op(Op::RmsNorm { x, weight, out, eps });
+        out
+    }
+
     /// Logits that depend on all of `out`, so that a run as a whole shows what it was.
     fn finish(mut self, out: Slice, kernel: &'static str, variant: String, tolerance: f64) -> Case {
         let (n, k) = (VOCAB, out.dim);
@@ -413,11 +428,7 @@ fn linears(all: &mut Vec<Case>) {
                 }
                 let mut b = Builder::new();
                 let x = b.input("x", k);
-                let q = b.buffer("q", k, BufKind::Quant(rule), Rows::Tokens);
-                b.op(Op::Quantize { x, out: q.buf });
-                let weight = b.weight(WeightKind::Ternary { n, k, block });
-                let out = b.floats("y", n);
-                b.op(Op::TernaryLinear { x: q.buf, weight, out });
+                let out = b.product(x, rule, n, block);
                 let variant = format!("{rule:?}, block {block:?}, N = {n}, K = {k}");
                 // One value that rounds the other way: a step of 1/127 in one of thousands.
                 all.push(b.finish(out, "ternary_linear", variant, HALF));
@@ -461,16 +472,9 @@ fn integers(all: &mut Vec<Case>) {
             let mut b = Builder::new();
             let mut x = b.input("x", k);
             if with_norm {
-                let weight = b.weight(WeightKind::Vector { len: k });
-                let out = b.floats("normed", k);
-                b.op(Op::RmsNorm { x, weight, out, eps: 1e-6 });
-                x = out;
+                x = b.norm(x, 1e-6);
             }
-            let q = b.buffer("q", k, BufKind::Quant(rule), Rows::Tokens);
-            b.op(Op::Quantize { x, out: q.buf });
-            let weight = b.weight(WeightKind::Ternary { n: VOCAB, k, block });
-            let out = b.floats("y", VOCAB);
-            b.op(Op::TernaryLinear { x: q.buf, weight, out });
+            let out = b.product(x, rule, VOCAB, block);
             let norm = if with_norm { ", normalised" } else { "" };
             let variant = format!("integers, {rule:?}, block {block:?}, K = {k}{norm}");
             let case = b.finish_as_is(out, "ternary_linear", variant, HALF);
@@ -538,25 +542,13 @@ fn fused(all: &mut Vec<Case>) {
         for act in [Activation::Silu, Activation::Relu2] {
             let mut b = Builder::new();
             let x = b.input("x", 320);
-            let weight = b.weight(WeightKind::Vector { len: 320 });
-            let normed = b.floats("normed", 320);
-            b.op(Op::RmsNorm { x, weight, out: normed, eps: 1e-5 });
-            let q = b.buffer("q", 320, BufKind::Quant(rule), Rows::Tokens);
-            b.op(Op::Quantize { x: normed, out: q.buf });
-            let weight = b.weight(WeightKind::Ternary { n: 2 * 404, k: 320, block });
-            let both = b.floats("gate_up", 2 * 404);
-            b.op(Op::TernaryLinear { x: q.buf, weight, out: both });
+            let normed = b.norm(x, 1e-5);
+            let both = b.product(normed, rule, 2 * 404, block);
             let part = |at| Slice { buf: both.buf, at, dim: 404 };
             let gated = b.floats("gated", 404);
             b.op(Op::GatedAct { gate: part(0), up: part(404), act, out: gated });
-            let weight = b.weight(WeightKind::Vector { len: 404 });
-            let normed = b.floats("gated_normed", 404);
-            b.op(Op::RmsNorm { x: gated, weight, out: normed, eps: 1e-5 });
-            let q = b.buffer("gated_q", 404, BufKind::Quant(rule), Rows::Tokens);
-            b.op(Op::Quantize { x: normed, out: q.buf });
-            let weight = b.weight(WeightKind::Ternary { n: 320, k: 404, block });
-            let y = b.floats("y", 320);
-            b.op(Op::TernaryLinear { x: q.buf, weight, out: y });
+            let normed = b.norm(gated, 1e-5);
+            let y = b.product(normed, rule, 320, block);
             b.op(Op::Add { x: x.buf, y: y.buf });
             // Values that round the other way, twice over.
             let variant = format!("{rule:?}, block {block:?}, {act:?}");

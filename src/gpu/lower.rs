@@ -416,15 +416,13 @@ impl Lowering<'_> {
                     out_at,
                     by_outputs: u32::from(self.outputs(x)),
                 };
-                if sum == "row" && self.device.has(Need::Matrices) {
-                    let grid = [Extent::Of(shard.rows.div_ceil(128)), self.rows(x, 128), ONE];
-                    let variant = self.variant("ternary_gemm_matrix", &["f16"])?;
-                    self.launch(i, (variant, overrides.clone()), params, &binds, grid)
+                let (variant, tile) = if sum == "row" && self.device.has(Need::Matrices) {
+                    (self.variant("ternary_gemm_matrix", &["f16"])?, 128)
                 } else {
-                    let grid = [Extent::Of(shard.rows.div_ceil(64)), self.rows(x, 64), ONE];
-                    let variant = self.variant("ternary_gemm", &[self.dot4(), sum])?;
-                    self.launch(i, (variant, overrides.clone()), params, &binds, grid)
-                }
+                    (self.variant("ternary_gemm", &[self.dot4(), sum])?, 64)
+                };
+                let grid = [Extent::Of(shard.rows.div_ceil(tile)), self.rows(x, tile), ONE];
+                self.launch(i, (variant, overrides.clone()), params, &binds, grid)
             } else {
                 let (mut x_stride, mut eps_used) = (0, 0.0);
                 let acts = match input.map(|(n, _)| &self.plan.ops[n]) {

@@ -63,12 +63,12 @@ impl Device {
 
     #[cfg(feature = "gpu")]
     async fn open_gpu(options: &DeviceOptions) -> Result<Device, BackendError> {
-        let wanted = crate::gpu::Options { adapter: options.adapter.clone(), ..Default::default() };
-        let mut gpu = Gpu::new(wanted).await?;
-        if let Some(features) = options.features {
-            gpu.use_features(features);
-        }
-        Ok(Device::Gpu(gpu))
+        let options = crate::gpu::Options {
+            adapter: options.adapter.clone(),
+            features: options.features.unwrap_or(KernelFeatures::ALL),
+            ..Default::default()
+        };
+        Gpu::new(options).await.map(Device::Gpu)
     }
 
     #[cfg(not(feature = "gpu"))]
