@@ -260,6 +260,18 @@ pub enum BackendError {
     },
 }
 
+/// Checks the arguments of [`Backend::cross_entropy`] against the last step's rows.
+pub(crate) fn check_targets(targets: &[u32], rows: usize, vocab: u32) -> Result<(), BackendError> {
+    let invalid = |reason: String| Err(BackendError::InvalidCall { reason });
+    if targets.len() != rows {
+        return invalid(format!("{} targets for {rows} rows of logits", targets.len()));
+    }
+    match targets.iter().find(|&&id| id >= vocab) {
+        Some(id) => invalid(format!("target {id} of a vocabulary of {vocab}")),
+        None => Ok(()),
+    }
+}
+
 /// A machine that runs plans.
 #[allow(async_fn_in_trait)] // Used with static dispatch inside this crate; no Send bound is wanted on the web.
 pub trait Backend {
@@ -303,6 +315,17 @@ pub trait Backend {
     /// # Errors
     /// Device errors.
     async fn logits(&mut self) -> Result<Vec<f32>, BackendError>;
+
+    /// `−ln softmax(logits[r])[targets[r]]` of each row of the logits of the last step, in nats: what
+    /// it lacks in certainty about its target. The rows stay where they are.
+    ///
+    /// # Shapes
+    /// `targets [R]` of ids below `V` → `[R]`.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidCall`] for another number of targets, and for ids outside the vocabulary;
+    /// device errors.
+    async fn cross_entropy(&mut self, targets: &[u32]) -> Result<Vec<f32>, BackendError>;
 
     /// Draws up to `count` tokens and returns them, ending with the first stop id if one was drawn.
     /// Afterwards all returned tokens but the last are in the cache; feed the last one with the

@@ -33,7 +33,17 @@ pub struct Case {
     /// All activations are whole multiples of about this and all scales are 1, so that integers which
     /// differ show as a difference of one unit: the outputs are compared by that.
     unit: Option<f64>,
-    sampling: Option<Sampling>,
+    compared: Compared,
+}
+
+/// What is looked at.
+enum Compared {
+    /// The outputs of all operations.
+    Outputs,
+    /// What is drawn from the logits.
+    Draw(Sampling),
+    /// How well the logits predict.
+    CrossEntropy,
 }
 
 /// Every case, in the order of the forward pass.
@@ -47,13 +57,15 @@ pub fn cases() -> Vec<Case> {
     elementwise(&mut all);
     fused(&mut all);
     draws(&mut all);
+    cross_entropy(&mut all);
     all
 }
 
 /// A case of each kernel that decoding needs: tells in a moment whether a device can be trusted.
 pub fn quick() -> Vec<Case> {
     let mut seen = std::collections::HashSet::new();
-    cases().into_iter().filter(|case| seen.insert(case.kernel)).collect()
+    let decodes = |case: &Case| !matches!(case.compared, Compared::CrossEntropy);
+    cases().into_iter().filter(|case| decodes(case) && seen.insert(case.kernel)).collect()
 }
 
 impl Case {
@@ -65,9 +77,10 @@ impl Case {
         let mut twin = Cpu::with_isa(Some(1), Isa::Plain).map_err(|e| e.to_string())?;
         self.load(&mut twin).await.map_err(|e| format!("twin: {e}"))?;
         self.load(device).await.map_err(|e| e.to_string())?;
-        match &self.sampling {
-            Some(sampling) => self.draw(&mut twin, device, sampling).await,
-            None => self.steps(&mut twin, device).await,
+        match &self.compared {
+            Compared::Outputs => self.steps(&mut twin, device).await,
+            Compared::Draw(sampling) => self.draw(&mut twin, device, sampling).await,
+            Compared::CrossEntropy => self.cross_entropy(&mut twin, device).await,
         }
     }
 
@@ -166,6 +179,17 @@ impl Case {
             None if expected.len() == got.len() => Ok(()),
             at => Err(format!("token {at:?} differs: {got:?} instead of {expected:?}")),
         }
+    }
+
+    async fn cross_entropy(&self, twin: &mut Cpu, device: &mut impl Backend) -> Result<(), String> {
+        let ids = [3, 1, 4, 1, 5];
+        let targets = [0, 255, 256, 3, self.plan.vocab - 1];
+        let step = Step { tokens: &ids, pos: 0, outputs: Outputs::All };
+        twin.forward(step).await.map_err(|e| format!("twin: {e}"))?;
+        let expected = twin.cross_entropy(&targets).await.map_err(|e| format!("twin: {e}"))?;
+        device.forward(step).await.map_err(|e| e.to_string())?;
+        let got = device.cross_entropy(&targets).await.map_err(|e| e.to_string())?;
+        self.compare(&expected, &got, self.tolerance)
     }
 }
 
@@ -358,7 +382,7 @@ impl Builder {
         self.finish_as_is(y, kernel, variant, tolerance)
     }
 
-    /// Logits that are the `VOCAB` values of `rows`.
+    /// Logits that are the values of `rows`.
     fn finish_as_is(
         mut self,
         rows: Slice,
@@ -366,11 +390,12 @@ impl Builder {
         variant: String,
         tolerance: f64,
     ) -> Case {
-        let logits = self.buffer("logits", VOCAB, BufKind::F32, Rows::Outputs);
+        let logits = self.buffer("logits", rows.dim, BufKind::F32, Rows::Outputs);
         self.op(Op::TakeOutputs { x: rows.buf, out: logits.buf });
         self.plan.logits = logits.buf;
         let plan = self.plan;
-        Case { kernel, variant, plan, kv_type: KvType::F32, tolerance, unit: None, sampling: None }
+        let (kv_type, unit, compared) = (KvType::F32, None, Compared::Outputs);
+        Case { kernel, variant, plan, kv_type, tolerance, unit, compared }
     }
 }
 
@@ -581,8 +606,20 @@ fn draws(all: &mut Vec<Case>) {
         let mut b = Builder::new();
         let rows = b.input("rows", VOCAB);
         let case = b.finish_as_is(rows, "draw", variant.to_string(), 0.0);
-        all.push(Case { sampling: Some(sampling), ..case });
+        all.push(Case { compared: Compared::Draw(sampling), ..case });
     }
+}
+
+/// The logits are a row of a table again, of more values than a workgroup has invocations.
+fn cross_entropy(all: &mut Vec<Case>) {
+    let mut b = Builder::new();
+    let n = 700;
+    b.plan.vocab = n;
+    let table = b.weight(WeightKind::Matrix { n, k: n, dtype: MatrixType::F32 });
+    let rows = b.floats("rows", n);
+    b.op(Op::Embed { table, out: rows.buf });
+    let case = b.finish_as_is(rows, "cross_entropy", format!("{n} logits"), FLOAT);
+    all.push(Case { compared: Compared::CrossEntropy, ..case });
 }
 
 #[cfg(test)]

@@ -294,6 +294,24 @@ fn windows_of_an_evaluation_are_cut_as_said() {
     }
 }
 
+#[test]
+fn tokens_that_nothing_predicts_have_no_cross_entropy() {
+    let mut s = session_with(LoadOptions { context: Some(8), ..LoadOptions::default() });
+    let mut nats = |ids: &[u32], first| pollster::block_on(s.cross_entropy(ids, first));
+    for (ids, first) in [(&[][..], 0), (&[5], 0), (&[5], 1), (&[5, 6], 0), (&[5, 6], 3)] {
+        let outcome = nats(ids, first);
+        assert!(matches!(outcome, Err(Error::InvalidArgument { .. })), "{first}: {outcome:?}");
+    }
+    assert!(matches!(nats(&[5, 4096], 1), Err(Error::InvalidArgument { .. })));
+    assert!(matches!(nats(&[5; 10], 1), Err(Error::ContextFull { .. })));
+    // The last one needs no place.
+    let all = nats(&[5, 6, 7, 8, 9, 10, 11, 12, 13], 1).unwrap();
+    assert_eq!(all.len(), 8);
+    let last = nats(&[5, 6, 7, 8, 9, 10, 11, 12, 13], 6).unwrap();
+    assert_eq!(last.len(), 3);
+    assert!(last.iter().zip(&all[5..]).all(|(a, b)| (a - b).abs() < 1e-2), "{last:?}, {all:?}");
+}
+
 /// The nats of a text must not depend on how the weights are stored or on what computes them.
 #[test]
 fn formats_and_machines_predict_a_text_alike() {

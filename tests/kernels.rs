@@ -7,6 +7,8 @@
 
 use bitnet_rust::backend::*;
 use bitnet_rust::cpu::Cpu;
+use bitnet_rust::cpu::cross_entropy::cross_entropy;
+use bitnet_rust::gpu::harness::Harness;
 use bitnet_rust::gpu::{Gpu, Options, kernels};
 use bitnet_rust::plan::*;
 use bitnet_rust::sampling::{Sampling, threefry2x32};
@@ -151,6 +153,66 @@ fn load(backend: &mut impl Backend, plan: &Plan, options: RunOptions) {
     block_on(backend.prepare(plan, options)).unwrap();
 }
 
+/// Rows as long as large vocabularies make them, with logits whose powers of e are no numbers, on
+/// every variant; what lies between and behind the rows is not looked at and not written.
+#[test]
+fn cross_entropy_of_large_logits() {
+    const VOCAB: u32 = 128_257;
+    const STRIDE: u32 = 128_320;
+    const GUARD: u32 = 0x7fc0_1234; // A NaN: would spread.
+    let Ok(mut harness) = block_on(Harness::new(Options::default())) else {
+        assert!(open(Options::default()).is_none());
+        return;
+    };
+    // Flat; one that stands out by far; likely ones all over; far below zero.
+    let logit = |row: u32, i: u32| -> f32 {
+        let noise = threefry2x32([row, 5], [i, 0])[0] as f32 / u32::MAX as f32;
+        match row {
+            0 => 3.0,
+            1 => noise + if i == 77_777 { 300.0 } else { 0.0 },
+            2 => noise * 400.0 - 100.0,
+            _ => noise * 4.0 - 3000.0,
+        }
+    };
+    let targets = [VOCAB - 1, 77_777, 256, 0];
+    let rows: Vec<Vec<f32>> = (0..4).map(|r| (0..VOCAB).map(|i| logit(r, i)).collect()).collect();
+    let expected: Vec<f32> =
+        rows.iter().zip(targets).map(|(row, target)| cross_entropy(row, target)).collect();
+    let bits = rows.iter().flat_map(|row| {
+        let padding = (VOCAB..STRIDE).map(|_| GUARD);
+        row.iter().map(|l| l.to_bits()).chain(padding)
+    });
+    let bytes =
+        |words: Vec<u32>| -> Vec<u8> { words.iter().flat_map(|w| w.to_le_bytes()).collect() };
+    let buffers = [
+        (1, bytes(vec![VOCAB, STRIDE])),
+        (2, bytes(bits.collect())),
+        (3, bytes(targets.to_vec())),
+        (4, bytes(vec![GUARD; 6])),
+    ];
+    let run = match harness.caps().subgroup {
+        Some((min, _)) => min.min(32),
+        None => 8,
+    };
+    for (reduce, overrides) in
+        [("workgroup", vec![("WG", 256)]), ("subgroup", vec![("WG", 256), ("RUN", run)])]
+    {
+        let variant = kernels::variant("cross_entropy", &[reduce]).unwrap();
+        if !harness.can_run(&variant) {
+            continue;
+        }
+        let after = block_on(harness.run(variant, &overrides, &buffers, [4, 1, 1])).unwrap();
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&after[3]);
+        assert_eq!(words[4..], [GUARD; 2], "{reduce}: written behind the last row");
+        for (row, (&got, expected)) in words.iter().zip(&expected).enumerate() {
+            let got = f32::from_bits(got);
+            let error = (got - expected).abs();
+            let allowed = 3e-6 * expected.abs() + 1e-6;
+            assert!(error <= allowed, "{reduce}, row {row}: {got}, not {expected}");
+        }
+    }
+}
+
 #[test]
 fn attention_split_over_the_context() {
     let Some(mut gpu) = open(Options::default()) else { return };
@@ -209,6 +271,14 @@ fn errors_are_typed_and_leave_a_clean_state() {
     assert!(is_invalid(forward(&mut gpu, &[1, 2], 31)));
     assert!(is_invalid(forward(&mut gpu, &[1], u32::MAX)));
     assert!(is_invalid(forward(&mut gpu, &[1], 1)), "position 0 is not in the cache");
+    let lost = |gpu: &mut Gpu, targets: &[u32]| block_on(gpu.cross_entropy(targets)).map(|_| ());
+    assert!(is_invalid(lost(&mut gpu, &[1])), "there are no logits");
+    forward(&mut gpu, &[1, 2], 0).unwrap();
+    assert!(is_invalid(lost(&mut gpu, &[1, 2])), "one row");
+    assert!(is_invalid(lost(&mut gpu, &[plan.vocab])));
+    lost(&mut gpu, &[plan.vocab - 1]).unwrap();
+    block_on(gpu.forward(Step { tokens: &[1], pos: 0, outputs: Outputs::None })).unwrap();
+    assert_eq!(block_on(gpu.cross_entropy(&[])), Ok(vec![]));
     let write = |gpu: &mut Gpu, id, offset, len| {
         gpu.write_weight(WeightId(id), WeightPart::Data, offset, &vec![0; len])
     };
@@ -262,6 +332,7 @@ fn a_lost_device_is_an_error() {
     let sampling = Sampling::greedy();
     let decode = Decode { feed: None, pos: 3, count: 4, sampling: &sampling, stop: &[] };
     assert!(is_lost(block_on(gpu.logits()).map(|_| ())));
+    assert!(is_lost(block_on(gpu.cross_entropy(&[1])).map(|_| ())));
     assert!(is_lost(block_on(gpu.decode(decode)).map(|_| ())));
     assert!(is_lost(block_on(gpu.forward(step))));
     assert!(is_lost(block_on(gpu.prepare(&plan, options))));

@@ -8,7 +8,9 @@
 //!
 //! May import: `backend`, `plan`, `sampling`, `ternary`.
 
-use crate::backend::{Backend, BackendError, Caps, Decode, Outputs, RunOptions, Step};
+use crate::backend::{
+    Backend, BackendError, Caps, Decode, Outputs, RunOptions, Step, check_targets,
+};
 use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
 use run::{Machine, Program};
 use shards::Crew;
@@ -21,6 +23,8 @@ pub mod add;
 #[doc(hidden)]
 pub mod attention;
 mod check;
+#[doc(hidden)]
+pub mod cross_entropy;
 #[doc(hidden)]
 pub mod dense_linear;
 #[doc(hidden)]
@@ -273,6 +277,21 @@ impl Backend for Cpu {
             Some(program) => Ok(program.logits().to_vec()),
             None => invalid("no plan was prepared"),
         }
+    }
+
+    async fn cross_entropy(&mut self, targets: &[u32]) -> Result<Vec<f32>, BackendError> {
+        let Some(program) = &self.program else { return invalid("no plan was prepared") };
+        let vocab = program.plan.vocab as usize;
+        let rows = program.logits().chunks_exact(vocab);
+        check_targets(targets, rows.len(), program.plan.vocab)?;
+        let mut nats = vec![0.0; targets.len()];
+        let each = nats.iter_mut().zip(rows).zip(targets);
+        self.threads.run(|| {
+            self.threads.each(1, each, |((nats, row), &target)| {
+                *nats = cross_entropy::cross_entropy(row, target);
+            });
+        });
+        Ok(nats)
     }
 
     async fn decode(&mut self, decode: Decode<'_>) -> Result<Vec<u32>, BackendError> {

@@ -384,6 +384,11 @@ fn calls_outside_the_contract_are_typed_errors() {
     assert!(refused(&[0], 1), "a hole in the cache");
     assert!(!refused(&[0; 8], 0));
     assert!(refused(&[0], u32::MAX));
+    for targets in [&[][..], &[1, 2], &[VOCAB]] {
+        let outcome = block_on(cpu.cross_entropy(targets));
+        assert!(matches!(outcome, Err(BackendError::InvalidCall { .. })), "{outcome:?}");
+    }
+    assert_eq!(block_on(cpu.cross_entropy(&[VOCAB - 1])).unwrap().len(), 1);
     let write = cpu.write_weight(WeightId(1), WeightPart::Data, 4, &[0; 512]);
     assert!(matches!(write, Err(BackendError::InvalidCall { .. })));
     assert!(cpu.write_weight(WeightId(9), WeightPart::Data, 0, &[]).is_err());

@@ -370,6 +370,14 @@ pub static KERNELS: &[Kernel] = &[
     kernel!("take_outputs", TakeOutputs, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[]),
     kernel!("argmax", Argmax, STEP, &[STEP_AT, (2, Read), (3, Write)], &[], &[]),
     kernel!(
+        "cross_entropy",
+        CrossEntropy,
+        &[part!("exp")],
+        &[(2, Read), (3, Read), (4, Write)],
+        &[],
+        &[REDUCE]
+    ),
+    kernel!(
         "draw",
         Draw,
         &[],

@@ -10,6 +10,7 @@
 //! Not here: what the kernels compute (see the twins in [`crate::cpu`]), models, files.
 //! May import: `backend`, `plan`, `sampling`, and `shaders/`.
 
+mod cross_entropy;
 mod decode;
 mod device;
 mod engine;
@@ -305,6 +306,16 @@ impl Backend for Gpu {
         let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
         let shape = StepShape { tokens: 0, outputs: prepared.rows, splits: 1 };
         trace::read_rows(device, &prepared.engine, prepared.engine.plan.logits, shape).await
+    }
+
+    async fn cross_entropy(&mut self, targets: &[u32]) -> Result<Vec<f32>, BackendError> {
+        self.prepared()?;
+        let Gpu { device, pipelines, prepared, .. } = self;
+        let Some(Prepared { engine, rows, .. }) = prepared else {
+            return Err(invalid("no plan is prepared"));
+        };
+        check_targets(targets, *rows as usize, engine.plan.vocab)?;
+        cross_entropy::cross_entropy(device, pipelines, engine, targets).await
     }
 
     async fn decode(&mut self, decode: Decode<'_>) -> Result<Vec<u32>, BackendError> {

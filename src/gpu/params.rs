@@ -75,6 +75,8 @@ params! {
     TakeOutputs { dim: u32, x_stride: u32, out_stride: u32 }
     /// `shaders/argmax.wgsl`.
     Argmax { vocab: u32, stride: u32 }
+    /// `shaders/cross_entropy.wgsl`.
+    CrossEntropy { vocab: u32, stride: u32 }
     /// `shaders/draw.wgsl`.
     Draw {
         vocab: u32, stride: u32, shares: u32, window: u32, temperature: f32, top_p: f32, min_p: f32,

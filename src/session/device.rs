@@ -174,6 +174,10 @@ impl Backend for Device {
         each!(self, d => d.logits().await)
     }
 
+    async fn cross_entropy(&mut self, targets: &[u32]) -> Result<Vec<f32>, BackendError> {
+        each!(self, d => d.cross_entropy(targets).await)
+    }
+
     async fn decode(&mut self, decode: Decode<'_>) -> Result<Vec<u32>, BackendError> {
         each!(self, d => d.decode(decode).await)
     }

@@ -49,7 +49,7 @@ pub async fn evaluate(
     on_progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Evaluation, Error> {
     let invalid = |reason: String| Err(Error::InvalidArgument { reason });
-    let (context, vocab) = (session.info().context as usize, session.info().vocab_size as usize);
+    let context = session.info().context as usize;
     let stride = stride.unwrap_or(context.div_ceil(2));
     if stride == 0 || stride > context {
         return invalid(format!("stride must be 1 to the context of {context}, not {stride}"));
@@ -69,25 +69,12 @@ pub async fn evaluate(
         let (start, new) =
             if counted == 1 { (0, context) } else { (counted - 1 - (context - stride), stride) };
         let end = ids.len().min(counted + new);
-        // The last token is predicted only: nothing asks what comes after it.
-        session
-            .each_logits(&ids[start..end - 1], counted - 1 - start, |rows| {
-                for row in rows.chunks_exact(vocab) {
-                    result.nats += surprise(row, ids[counted]);
-                    counted += 1;
-                }
-            })
-            .await?;
+        let nats = session.cross_entropy(&ids[start..end], counted - start).await?;
+        result.nats += nats.into_iter().map(f64::from).sum::<f64>();
+        counted = end;
         if !on_progress(counted - 1, ids.len() - 1) {
             return Err(Error::Cancelled);
         }
     }
     Ok(result)
-}
-
-/// −ln softmax(logits)\[id\].
-fn surprise(logits: &[f32], id: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-    sum.ln() - f64::from(logits[id as usize] - max)
 }

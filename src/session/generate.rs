@@ -8,13 +8,17 @@ use super::device::Device;
 use super::info::ModelInfo;
 use super::stop::StopFilter;
 use super::transcript::Transcript;
-use crate::backend::{Backend, Decode, Outputs, Step};
+use crate::backend::{Backend, BackendError, Decode, Outputs, Step};
 use crate::cpu::sample;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::sampling::{Candidate, Sampling, descending};
 use crate::tokenizer::{DecodeStream, Message, Tokenizer, TokenizerError};
+use std::ops::Range;
 use web_time::Instant;
+
+/// Most bytes of logits at a time: what every WebGPU device can bind as one buffer.
+const LOGITS_BYTES: u64 = 128 << 20;
 
 /// What a generation starts from.
 #[derive(Clone, Debug, PartialEq)]
@@ -540,6 +544,43 @@ impl Session {
         first: usize,
         mut sink: impl FnMut(&[f32]),
     ) -> Result<(), Error> {
+        self.each_step(ids, first, async |device, _| {
+            sink(&device.logits().await?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// `−ln p` of each of `ids[first..]` after all ids before it, in nats. The KV cache is overwritten.
+    ///
+    /// # Errors
+    /// As for [`Session::logits`], where the last id needs no room in the context; nothing comes before
+    /// the id at 0.
+    pub async fn cross_entropy(&mut self, ids: &[u32], first: usize) -> Result<Vec<f32>, Error> {
+        check_ids(ids, self.plan.vocab)?;
+        let Some((targets, before)) = ids.get(first..).zip(first.checked_sub(1)) else {
+            let reason = format!("nothing predicts the id at {first} of {}", ids.len());
+            return Err(Error::InvalidArgument { reason });
+        };
+        // The last id is predicted only: nothing asks what comes after it.
+        let fed = &ids[..ids.len() - 1];
+        let mut nats = Vec::with_capacity(targets.len());
+        self.each_step(fed, before, async |device, rows| {
+            nats.extend(device.cross_entropy(&ids[rows.start + 1..=rows.end]).await?);
+            Ok(())
+        })
+        .await?;
+        Ok(nats)
+    }
+
+    /// Runs `ids` from an empty cache, and calls `each` after every step that brings logits, with the
+    /// positions they belong to: `first` and all after it.
+    async fn each_step(
+        &mut self,
+        ids: &[u32],
+        first: usize,
+        mut each: impl AsyncFnMut(&mut Device, Range<usize>) -> Result<(), BackendError>,
+    ) -> Result<(), Error> {
         check_ids(ids, self.plan.vocab)?;
         if ids.is_empty() {
             return Err(Error::InvalidArgument { reason: "no token ids were given".to_string() });
@@ -550,14 +591,16 @@ impl Session {
         self.cached.clear();
         let (before, wanted) = ids.split_at(first.min(ids.len()));
         let mut pos = 0;
-        for (part, outputs) in [(before, Outputs::None), (wanted, Outputs::All)] {
-            for tokens in part.chunks(self.chunk as usize) {
-                self.device.forward(Step { tokens, pos, outputs }).await?;
-                pos += tokens.len() as u32;
-                if outputs == Outputs::All {
-                    sink(&self.device.logits().await?);
-                }
-            }
+        for tokens in before.chunks(self.chunk as usize) {
+            let outputs = Outputs::None;
+            self.device.forward(Step { tokens, pos: pos as u32, outputs }).await?;
+            pos += tokens.len();
+        }
+        for tokens in wanted.chunks(rows_a_step(self.plan.vocab, self.chunk)) {
+            let outputs = Outputs::All;
+            self.device.forward(Step { tokens, pos: pos as u32, outputs }).await?;
+            each(&mut self.device, pos..pos + tokens.len()).await?;
+            pos += tokens.len();
         }
         self.cached.extend_from_slice(ids);
         Ok(())
@@ -596,6 +639,12 @@ impl Session {
     }
 }
 
+/// Rows of logits in a step: a chunk, unless they take more than [`LOGITS_BYTES`] (rows are padded).
+fn rows_a_step(vocab: u32, chunk: u32) -> usize {
+    let row_bytes = u64::from(vocab).next_multiple_of(64) * 4;
+    (LOGITS_BYTES / row_bytes).clamp(1, chunk.into()) as usize
+}
+
 fn check_ids(ids: &[u32], vocab: u32) -> Result<(), Error> {
     match ids.iter().find(|&&id| id >= vocab) {
         None => Ok(()),
@@ -616,4 +665,18 @@ fn logprobs(logits: &[f32], id: u32, alternatives: usize) -> Vec<Logprob> {
     let candidates = (0..).zip(logits).map(|(id, &logit)| Candidate { logit, id }).collect();
     let likeliest = descending(candidates).take(alternatives).map(|c| c.id);
     std::iter::once(id).chain(likeliest).map(logprob).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_logits_fit_a_binding() {
+        assert_eq!(rows_a_step(4096, 512), 512);
+        let rows = rows_a_step(128_257, 512);
+        assert!(rows as u64 * 128_320 * 4 <= LOGITS_BYTES, "{rows}");
+        assert!((rows as u64 + 1) * 128_320 * 4 > LOGITS_BYTES, "{rows}");
+        assert_eq!(rows_a_step(u32::MAX, 512), 1);
+    }
 }
