@@ -543,6 +543,11 @@ fn templates_speak_python() {
         ),
         ("{{ {'b': [1]} | tojson(indent=2) }}", "{\n  \"b\": [\n    1\n  ]\n}"),
         ("{{ [1, {'a': 2}] | tojson(separators=(',', ':')) }}", "[1,{\"a\":2}]"),
+        (
+            "{{ {'a': [], 'c': [1, {'d': 2}, []], 'e': {}} | tojson(indent=1, separators=(';', '=')) }}",
+            "{\n \"a\"=[];\n \"c\"=[\n  1;\n  {\n   \"d\"=2\n  };\n  []\n ];\n \"e\"={}\n}",
+        ),
+        ("{{ [[], {}, 1] | tojson(indent=0) }}", "[\n[],\n{},\n1\n]"),
         ("{%- generation -%}\n x {% endgeneration %}y", "x y"),
         ("{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f('a') }}", "<a>"),
         ("{{ strftime_now('%%') }}", "%"),

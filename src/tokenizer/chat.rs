@@ -9,7 +9,7 @@ use super::error::TokenizerError;
 use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, syntax::SyntaxConfig};
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::ser::Formatter;
 use std::io::{self, Write};
 
 /// One message of a conversation.
@@ -312,8 +312,8 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`: a space after `,` and `:`, and nothing
-/// escaped for HTML.
+/// `json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)`: a space after `,` and
+/// `:`, and nothing escaped for HTML.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let failed = |e| Error::new(ErrorKind::BadSerialization, "not JSON").with_source(e);
     let indent: Option<usize> = options.get("indent")?;
@@ -322,7 +322,13 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         Some(pair) => pair.get_item_by_index(i).map(|s| s.to_string()),
         None => Ok(default.to_string()),
     };
-    let spaced = Spaced { item: separator(0, ", ")?, key: separator(1, ": ")? };
+    let layout = Layout {
+        item: separator(0, if indent.is_some() { "," } else { ", " })?,
+        key: separator(1, ": ")?,
+        indent: indent.map(|n| " ".repeat(n.min(16))),
+        depth: 0,
+        filled: false,
+    };
     // Known to transformers, without effect here: text is never made ASCII, keys keep their order.
     for ignored in ["ensure_ascii", "sort_keys"] {
         let _: Option<Value> = options.get(ignored)?;
@@ -332,35 +338,80 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         return Err(Error::new(ErrorKind::UndefinedError, "tojson of an undefined value"));
     }
     let mut out = Capped(Vec::new());
-    match indent {
-        Some(n) => {
-            let spaces = " ".repeat(n.min(16));
-            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, spaced)),
-    }
-    .map_err(failed)?;
+    value
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut out, layout))
+        .map_err(failed)?;
     Ok(String::from_utf8_lossy(&out.0).into_owned())
 }
 
-/// Python's separators.
-struct Spaced {
+/// The layout of `json.dumps`.
+struct Layout {
     item: String,
     key: String,
+    /// Of a level; without one everything is on one line.
+    indent: Option<String>,
+    depth: usize,
+    /// Whether the list or map that ends next has anything in it.
+    filled: bool,
 }
 
-impl Formatter for Spaced {
+impl Layout {
+    fn begin<W: ?Sized + Write>(&mut self, w: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth += 1;
+        self.filled = false;
+        w.write_all(bracket)
+    }
+
+    fn next<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        self.filled = true;
+        if !first {
+            w.write_all(self.item.as_bytes())?;
+        }
+        self.line(w)
+    }
+
+    fn end<W: ?Sized + Write>(&mut self, w: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if std::mem::replace(&mut self.filled, true) {
+            self.line(w)?;
+        }
+        w.write_all(bracket)
+    }
+
+    fn line<W: ?Sized + Write>(&self, w: &mut W) -> io::Result<()> {
+        let Some(indent) = &self.indent else { return Ok(()) };
+        w.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| w.write_all(indent.as_bytes()))
+    }
+}
+
+impl Formatter for Layout {
+    fn begin_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.begin(w, b"[")
+    }
+
     fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { w.write_all(self.item.as_bytes()) }
+        self.next(w, first)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.end(w, b"]")
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.begin(w, b"{")
     }
 
     fn begin_object_key<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { w.write_all(self.item.as_bytes()) }
+        self.next(w, first)
     }
 
     fn begin_object_value<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
         w.write_all(self.key.as_bytes())
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, w: &mut W) -> io::Result<()> {
+        self.end(w, b"}")
     }
 }
 
