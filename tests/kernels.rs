@@ -83,8 +83,13 @@ fn kernels_agree_with_their_twins() {
 #[test]
 fn features_are_chosen_by_measuring() {
     let Some(mut gpu) = open(Options::default()) else { return };
-    let best = block_on(gpu.measure_features()).unwrap();
+    let tuning = block_on(gpu.measure_features()).unwrap();
+    let best = tuning.best;
     eprintln!("{}: {best} of {}", gpu.identity(), gpu.available_features());
+    for trial in &tuning.trials {
+        eprintln!("{trial:?}");
+        assert!(trial.nmse <= 1e-3, "{trial:?}");
+    }
     assert_eq!(best.and(gpu.available_features()), best);
     assert_eq!(gpu.features(), best);
     assert_eq!(best.to_string().parse(), Ok(best));

@@ -24,9 +24,9 @@ fn choose(gpu: &mut bitnet_rust::gpu::Gpu) -> Result<(), BackendError> {
     if let Some(features) = memory::read(&identity) {
         gpu.use_features(features);
     } else if !gpu.is_software() {
-        let best = block_on(gpu.measure_features())?;
+        let tuning = block_on(gpu.measure_features())?;
         // Without the note it is measured again next time.
-        let _ = memory::write(&identity, best);
+        let _ = memory::write(&identity, &tuning);
     }
     Ok(())
 }
@@ -36,6 +36,7 @@ fn choose(gpu: &mut bitnet_rust::gpu::Gpu) -> Result<(), BackendError> {
 mod memory {
     use crate::cli::hub::cache_home;
     use bitnet_rust::backend::KernelFeatures;
+    use bitnet_rust::gpu::Tuning;
     use bitnet_rust::session::files::NewFile;
     use sha2::{Digest, Sha256};
     use std::io::{self, Write};
@@ -50,17 +51,26 @@ mod memory {
     pub fn read(identity: &str) -> Option<KernelFeatures> {
         let text = std::fs::read_to_string(path(identity)?).ok()?;
         // The name of the file is short for the identity: the first line is all of it.
-        let (owner, features) = text.split_once('\n')?;
-        (owner == identity).then(|| features.trim().parse().ok()).flatten()
+        let mut lines = text.lines();
+        (lines.next()? == identity).then(|| lines.next()?.parse().ok()).flatten()
     }
 
-    pub fn write(identity: &str, features: KernelFeatures) -> io::Result<()> {
+    pub fn write(identity: &str, tuning: &Tuning) -> io::Result<()> {
         let Some(path) = path(identity) else { return Ok(()) };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
         let mut file = NewFile::create(&path)?;
-        writeln!(file, "{identity}\n{features}")?;
+        writeln!(file, "{identity}\n{}", tuning.best)?;
+        // For those who want to know why.
+        for t in &tuning.trials {
+            let (features, prefill, decode) = (t.features, t.prefill_ms, t.decode_ms);
+            writeln!(
+                file,
+                "{features}: prompt {prefill:.3} ms, token {decode:.4} ms, nmse {:.1e}",
+                t.nmse
+            )?;
+        }
         file.finish()
     }
 }

@@ -31,6 +31,7 @@ mod wgsl;
 
 pub use device::adapters;
 pub use trace::OpTime;
+pub use tune::{Trial, Tuning};
 
 use crate::backend::*;
 use crate::plan::{Plan, WeightId, WeightPart, WeightSpec};
@@ -183,11 +184,11 @@ impl Gpu {
     ///
     /// # Errors
     /// Those of the device; the features in use are then what they were.
-    pub async fn measure_features(&mut self) -> Result<KernelFeatures, BackendError> {
+    pub async fn measure_features(&mut self) -> Result<Tuning, BackendError> {
         let before = self.device.features;
-        let best = tune::measure(self).await;
-        self.device.features = *best.as_ref().unwrap_or(&before);
-        best
+        let tuning = tune::measure(self).await;
+        self.device.features = tuning.as_ref().map_or(before, |t| t.best);
+        tuning
     }
 
     /// Adapter, driver and version of this library: what a measured choice holds for.

@@ -2,21 +2,49 @@
 //
 //   node tests/bench/gguf.mjs SHAPE FILE
 //
-// Architecture `llama`, linears TQ2_0, embedding (tied head) Q8_0, byte-level vocabulary without
-// merges: a text has as many tokens as bytes. The weights are noise, and so is what they write.
+// Tied head, byte-level vocabulary without merges: a text has as many tokens as bytes. The weights are noise, and so
+// is what they write. Shapes of architecture `llama` with TQ2_0 load in llama.cpp, too.
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 
-/** hidden, layers, heads, kv heads, ffn, vocabulary. */
-export const SHAPES = {
-  small: [768, 12, 12, 4, 2048, 32000],
-  '2b4t': [2560, 30, 20, 5, 6912, 128256],
-  // Four layers of BitNet-2B-4T under a small head: a token's time is that of its ternary matrices.
-  '2b4t-layers': [2560, 4, 20, 5, 6912, 4096],
+const F32 = 0, Q8_0 = 8, TQ2_0 = 35, I2_S = 36, Q1_0 = 41, Q2_0 = 42;
+const ALIGN = 32;
+
+/** Values and bytes of a block; bytes after a tensor. */
+const TYPES = {
+  [F32]: [1, 4, 0],
+  [Q8_0]: [32, 34, 0],
+  [TQ2_0]: [256, 66, 0],
+  [I2_S]: [128, 32, 32],
+  [Q1_0]: [128, 18, 0],
+  [Q2_0]: [64, 18, 0],
 };
 
-const F32 = 0, Q8_0 = 8, TQ2_0 = 35;
-const ALIGN = 32;
+/** size: hidden, layers, heads, kv heads, ffn, vocabulary; the type of linears and embedding. */
+const llama = (...size) => ({ size, architecture: 'llama', linears: TQ2_0, embedding: Q8_0, norms: [] });
+const bonsai = (type) => ({
+  size: [2048, 28, 16, 8, 6144, 151669],
+  architecture: 'qwen3',
+  linears: type,
+  embedding: type,
+  norms: [['attn_q_norm', 128], ['attn_k_norm', 128]],
+});
+export const SHAPES = {
+  small: llama(768, 12, 12, 4, 2048, 32000),
+  '2b4t': llama(2560, 30, 20, 5, 6912, 128256),
+  // Four layers of BitNet-2B-4T under a small head: a token's time is that of its ternary matrices.
+  '2b4t-layers': llama(2560, 4, 20, 5, 6912, 4096),
+  // As published, but for the embedding: that is f16 there.
+  '2b4t-i2_s': {
+    size: [2560, 30, 20, 5, 6912, 128256],
+    architecture: 'bitnet-b1.58',
+    linears: I2_S,
+    embedding: Q8_0,
+    norms: [['attn_sub_norm', 2560], ['ffn_sub_norm', 6912]],
+  },
+  'bonsai-1.7b': bonsai(Q1_0),
+  'ternary-bonsai-1.7b': bonsai(Q2_0),
+};
 
 /** Bytes that do not repeat: xorshift32. */
 function noise(bytes) {
@@ -34,30 +62,49 @@ function noise(bytes) {
 /** f16 bits of a power of two. */
 const half = (exponent) => (exponent + 15) << 10;
 
-function ternary(n, k) {
-  const data = noise((n * k / 256) * 66);
-  // A third of the values 1/√K keeps the size of what passes through.
-  const d = half(-Math.round(Math.log2(k) / 2));
-  for (let at = 0; at < data.length; at += 66) {
-    // Codes 0 to 2: the fourth does not occur in such files.
-    for (let i = 0; i < 64; i++) data[at + i] &= ~((data[at + i] >> 1) & 0x55);
-    data[at + 64] = d & 255;
-    data[at + 65] = d >> 8;
-  }
-  return data;
-}
+const bytesOf = (type, k, n = 1) => {
+  const [values, bytes, tail] = TYPES[type];
+  return (n * k / values) * bytes + tail;
+};
 
-function q8(n, k) {
-  const data = noise((n * k / 32) * 34);
-  for (let at = 0; at < data.length; at += 34) {
-    const row = Math.floor(at / 34 / (k / 32));
-    // Halves of characters are never the likeliest: not everybody can hand them out.
-    const d = row > 126 && row < 256 ? 0 : half(-7);
+/** A scale of 1/√K, or 1.2 times it where a third is zero, keeps the size of what passes through. */
+function scaled(data, k, block, at) {
+  const d = half(-Math.round(Math.log2(k) / 2));
+  for (; at < data.length; at += block) {
     data[at] = d & 255;
     data[at + 1] = d >> 8;
   }
   return data;
 }
+
+/** Codes 0 to 2: the fourth does not occur in such files. */
+function withoutThrees(data) {
+  for (let i = 0; i < data.length; i++) data[i] &= ~((data[i] >> 1) & 0x55);
+  return data;
+}
+
+const MAKE = {
+  [F32]: (n, k) => new Uint8Array(new Float32Array(n * k).fill(1).buffer),
+  [TQ2_0]: (n, k) => scaled(withoutThrees(noise(bytesOf(TQ2_0, k, n))), k, 66, 64),
+  [Q1_0]: (n, k) => scaled(noise(bytesOf(Q1_0, k, n)), k, 18, 0),
+  [Q2_0]: (n, k) => scaled(withoutThrees(noise(bytesOf(Q2_0, k, n))), k, 18, 0),
+  [I2_S]: (n, k) => {
+    const data = withoutThrees(noise(bytesOf(I2_S, k, n)));
+    new DataView(data.buffer).setFloat32(n * k / 4, 1 / Math.sqrt(k), true);
+    return data;
+  },
+  [Q8_0]: (n, k) => {
+    const data = noise(bytesOf(Q8_0, k, n));
+    for (let at = 0; at < data.length; at += 34) {
+      const row = Math.floor(at / 34 / (k / 32));
+      // Halves of characters are never the likeliest: not everybody can hand them out.
+      const d = row > 126 && row < 256 ? 0 : half(-7);
+      data[at] = d & 255;
+      data[at + 1] = d >> 8;
+    }
+    return data;
+  },
+};
 
 /** The characters that byte-level vocabularies write for the 256 bytes (GPT-2). */
 function byteTokens() {
@@ -67,20 +114,19 @@ function byteTokens() {
 }
 
 export function write(shape, path) {
-  const [hidden, layers, heads, kvHeads, ffn, vocab] = SHAPES[shape];
+  const { size: [hidden, layers, heads, kvHeads, ffn, vocab], architecture, linears, embedding, norms } = SHAPES[shape];
   const kv = (hidden / heads) * kvHeads;
-  const tensors = [['token_embd.weight', Q8_0, hidden, vocab], ['output_norm.weight', F32, hidden]];
+  const tensors = [['token_embd.weight', embedding, hidden, vocab], ['output_norm.weight', F32, hidden]];
   for (let l = 0; l < layers; l++) {
     const add = (name, type, ...dims) => tensors.push([`blk.${l}.${name}.weight`, type, ...dims]);
-    add('attn_norm', F32, hidden);
-    add('attn_q', TQ2_0, hidden, hidden);
-    add('attn_k', TQ2_0, hidden, kv);
-    add('attn_v', TQ2_0, hidden, kv);
-    add('attn_output', TQ2_0, hidden, hidden);
-    add('ffn_norm', F32, hidden);
-    add('ffn_gate', TQ2_0, hidden, ffn);
-    add('ffn_up', TQ2_0, hidden, ffn);
-    add('ffn_down', TQ2_0, ffn, hidden);
+    for (const [name, length] of [['attn_norm', hidden], ['ffn_norm', hidden], ...norms]) add(name, F32, length);
+    add('attn_q', linears, hidden, hidden);
+    add('attn_k', linears, hidden, kv);
+    add('attn_v', linears, hidden, kv);
+    add('attn_output', linears, hidden, hidden);
+    add('ffn_gate', linears, hidden, ffn);
+    add('ffn_up', linears, hidden, ffn);
+    add('ffn_down', linears, ffn, hidden);
   }
   const tokens = byteTokens();
   while (tokens.length < vocab) tokens.push(`<${tokens.length}>`);
@@ -100,19 +146,18 @@ export function write(shape, path) {
   const float = (name, v) => key(name, 6, () => bytes(Float32Array.of(v)));
   const string = (name, v) => key(name, 8, () => text(v));
   const list = (name, type, all, put) => key(name, 9, () => { u32(type); u64(all.length); all.forEach(put); });
-  string('general.architecture', 'llama');
+  string('general.architecture', architecture);
   string('general.name', `synthetic ${shape}`);
-  number('general.file_type', 37);
-  number('llama.context_length', 4096);
-  number('llama.embedding_length', hidden);
-  number('llama.block_count', layers);
-  number('llama.feed_forward_length', ffn);
-  number('llama.attention.head_count', heads);
-  number('llama.attention.head_count_kv', kvHeads);
-  number('llama.rope.dimension_count', hidden / heads);
-  number('llama.vocab_size', vocab);
-  float('llama.attention.layer_norm_rms_epsilon', 1e-5);
-  float('llama.rope.freq_base', 10000);
+  number(`${architecture}.context_length`, 4096);
+  number(`${architecture}.embedding_length`, hidden);
+  number(`${architecture}.block_count`, layers);
+  number(`${architecture}.feed_forward_length`, ffn);
+  number(`${architecture}.attention.head_count`, heads);
+  number(`${architecture}.attention.head_count_kv`, kvHeads);
+  number(`${architecture}.rope.dimension_count`, hidden / heads);
+  number(`${architecture}.vocab_size`, vocab);
+  float(`${architecture}.attention.layer_norm_rms_epsilon`, 1e-5);
+  float(`${architecture}.rope.freq_base`, 10000);
   string('tokenizer.ggml.model', 'gpt2');
   string('tokenizer.ggml.pre', 'gpt-2');
   list('tokenizer.ggml.tokens', 8, tokens, text);
@@ -126,7 +171,6 @@ export function write(shape, path) {
   u64(meta.length);
   meta.forEach((put) => put());
 
-  const size = (type, k, n = 1) => (type === F32 ? 4 * k * n : type === Q8_0 ? (n * k / 32) * 34 : (n * k / 256) * 66);
   const padded = (n) => Math.ceil(n / ALIGN) * ALIGN;
   let offset = 0;
   for (const [name, type, ...dims] of tensors) {
@@ -135,21 +179,18 @@ export function write(shape, path) {
     dims.forEach(u64);
     u32(type);
     u64(offset);
-    offset += padded(size(type, ...dims));
+    offset += padded(bytesOf(type, ...dims));
   }
   const file = openSync(path, 'w');
   const header = Buffer.concat(parts);
   writeSync(file, header);
   writeSync(file, Buffer.alloc(padded(header.length) - header.length));
-  let ternaryBytes = 0;
-  for (const [, type, k, n] of tensors) {
-    const data = type === F32 ? new Uint8Array(new Float32Array(k).fill(1).buffer) : (type === Q8_0 ? q8 : ternary)(n, k);
+  for (const [, type, k, n = 1] of tensors) {
+    const data = MAKE[type](n, k);
     for (let at = 0; at < data.length;) at += writeSync(file, data, at);
     writeSync(file, Buffer.alloc(padded(data.length) - data.length));
-    if (type === TQ2_0) ternaryBytes += n * k / 4;
   }
   closeSync(file);
-  return { ternaryBytes };
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
