@@ -101,6 +101,10 @@ pub struct Decode<'a> {
     pub pos: u32,
     /// How many tokens to draw at most, at least 1. No position at or past the context may be fed.
     pub count: u32,
+    /// How many more will be asked for by calls that go on with the same sampling, should none of
+    /// `stop` be drawn: a device may draw them before, and drops them if something else comes. They
+    /// count for the context.
+    pub ahead: u32,
     /// How to draw. The token that will take position `p` is drawn with noise of `(seed, p, id)`.
     pub sampling: &'a Sampling,
     /// Ids that end the text: the backend stops soon after it draws one (a device may run on for a

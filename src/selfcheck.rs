@@ -170,7 +170,7 @@ impl Case {
     ) -> Result<(), String> {
         let prompt = [3, 1, 4, 1, 5];
         let step = Step { tokens: &prompt, pos: 0, outputs: Outputs::Last };
-        let decode = Decode { feed: None, pos: 5, count: 64, sampling, stop: &[] };
+        let decode = Decode { feed: None, pos: 5, count: 64, ahead: 0, sampling, stop: &[] };
         twin.forward(step).await.map_err(|e| format!("twin: {e}"))?;
         let expected = twin.decode(decode).await.map_err(|e| format!("twin: {e}"))?;
         device.forward(step).await.map_err(|e| e.to_string())?;

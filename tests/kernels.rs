@@ -291,7 +291,7 @@ fn errors_are_typed_and_leave_a_clean_state() {
     assert!(is_invalid(write(&mut gpu, 0, 2, 4)));
     assert!(is_invalid(write(&mut gpu, 0, u64::MAX - 3, 8)));
     let sampling = Sampling::greedy();
-    let decode = Decode { feed: None, pos: 0, count: 1, sampling: &sampling, stop: &[] };
+    let decode = Decode { feed: None, pos: 0, count: 1, ahead: 0, sampling: &sampling, stop: &[] };
     let drawn = |gpu: &mut Gpu, d| block_on(gpu.decode(d)).map(|_| ());
     assert!(is_invalid(drawn(&mut gpu, decode)), "there are no logits");
     assert!(is_invalid(drawn(&mut gpu, Decode { feed: Some(1), count: 0, ..decode })));
@@ -314,6 +314,40 @@ fn errors_are_typed_and_leave_a_clean_state() {
     let more = Decode { feed: Some(again[4]), pos: 7, count: 15, ..decode };
     again.extend(block_on(gpu.decode(more)).unwrap());
     assert_eq!(again, first);
+    // So are those of calls that let the device go on meanwhile, however many each asks for.
+    forward(&mut gpu, &[1, 2, 3], 0).unwrap();
+    let mut ahead = Vec::new();
+    for count in [1, 1, 2, 4, 8, 3, 1] {
+        let feed = ahead.last().copied();
+        let pos = 3 + (ahead.len() as u32).saturating_sub(1);
+        let rest = 20 - ahead.len() as u32 - count;
+        let some = Decode { feed, pos, count, ahead: rest, ..decode };
+        ahead.extend(block_on(gpu.decode(some)).unwrap());
+    }
+    assert_eq!(ahead, first);
+    // What was drawn ahead is dropped when another text, or another way of drawing, comes in between.
+    forward(&mut gpu, &[1, 2, 3], 0).unwrap();
+    let some = Decode { pos: 3, count: 2, ahead: 20, ..decode };
+    let two = block_on(gpu.decode(some)).unwrap();
+    assert_eq!(two, first[..2]);
+    assert!(is_invalid(block_on(gpu.logits()).map(|_| ())), "they are of a later position");
+    let other = Decode { feed: Some(two[1] ^ 1), pos: 4, count: 3, ahead: 9, ..decode };
+    let expected = block_on(gpu.decode(other)).unwrap();
+    forward(&mut gpu, &[1, 2, 3, first[0], two[1] ^ 1], 0).unwrap();
+    assert_eq!(block_on(gpu.decode(Decode { pos: 5, count: 3, ..decode })).unwrap(), expected);
+    let noisy = Sampling { temperature: 0.5, ..sampling };
+    block_on(gpu.decode(Decode {
+        pos: 5,
+        feed: Some(first[0]),
+        sampling: &noisy,
+        ahead: 5,
+        ..decode
+    }))
+    .unwrap();
+    assert!(is_invalid(drawn(&mut gpu, Decode { pos: 3, count: 20, ahead: 20, ..decode })));
+    forward(&mut gpu, &[1, 2, 3], 0).unwrap();
+    assert_eq!(block_on(gpu.decode(Decode { pos: 3, count: 20, ..decode })).unwrap(), first);
+
     forward(&mut gpu, &[1, 2, 3], 0).unwrap();
     let stop = [first[6]];
     let stopped =
@@ -335,7 +369,7 @@ fn a_lost_device_is_an_error() {
 
     let is_lost = |r: Result<(), BackendError>| matches!(r, Err(BackendError::DeviceLost { .. }));
     let sampling = Sampling::greedy();
-    let decode = Decode { feed: None, pos: 3, count: 4, sampling: &sampling, stop: &[] };
+    let decode = Decode { feed: None, pos: 3, count: 4, ahead: 0, sampling: &sampling, stop: &[] };
     assert!(is_lost(block_on(gpu.logits()).map(|_| ())));
     assert!(is_lost(block_on(gpu.cross_entropy(&[1])).map(|_| ())));
     assert!(is_lost(block_on(gpu.decode(decode)).map(|_| ())));

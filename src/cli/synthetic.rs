@@ -65,7 +65,14 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
             let step = Step { tokens, pos, outputs: Outputs::Last };
             block_on(device.forward(step)).map_err(|e| failed(&e))?;
         }
-        let draw = |feed, pos, count| Decode { feed, pos, count, sampling: &sampling, stop: &[] };
+        let draw = |feed, pos, count| Decode {
+            feed,
+            pos,
+            count,
+            ahead: 0,
+            sampling: &sampling,
+            stop: &[],
+        };
         // The first token ends the prefill: nothing else waits for the device.
         let first = block_on(device.decode(draw(None, prompt, 1))).map_err(|e| failed(&e))?;
         let prefill_s = started.elapsed().as_secs_f64();

@@ -393,7 +393,8 @@ fn calls_outside_the_contract_are_typed_errors() {
     assert!(matches!(write, Err(BackendError::InvalidCall { .. })));
     assert!(cpu.write_weight(WeightId(9), WeightPart::Data, 0, &[]).is_err());
     let sampling = Sampling::greedy();
-    let decode = Decode { feed: Some(1), pos: 8, count: 57, sampling: &sampling, stop: &[] };
+    let decode =
+        Decode { feed: Some(1), pos: 8, count: 57, ahead: 0, sampling: &sampling, stop: &[] };
     assert!(block_on(cpu.decode(decode)).is_err(), "past the context");
     assert!(block_on(cpu.decode(Decode { count: 0, ..decode })).is_err());
 
@@ -426,7 +427,7 @@ fn decode_feeds_what_it_draws() {
         expected.push(sample(&logits, &[], 0, &greedy));
     }
     forward(&mut cpu, &IDS, 0, Outputs::Last);
-    let decode = Decode { feed: None, pos: 8, count: 3, sampling: &greedy, stop: &[] };
+    let decode = Decode { feed: None, pos: 8, count: 3, ahead: 0, sampling: &greedy, stop: &[] };
     let first = block_on(cpu.decode(decode)).unwrap();
     assert_eq!(first, expected[..3]);
     let rest = Decode { feed: Some(first[2]), pos: 10, count: 2, ..decode };
@@ -443,7 +444,7 @@ fn penalties_see_what_was_fed() {
     let mut cpu = default_cpu();
     let sampling = Sampling { presence_penalty: 100.0, ..Sampling::greedy() };
     forward(&mut cpu, &IDS, 0, Outputs::Last);
-    let decode = Decode { feed: None, pos: 8, count: 20, sampling: &sampling, stop: &[] };
+    let decode = Decode { feed: None, pos: 8, count: 20, ahead: 0, sampling: &sampling, stop: &[] };
     let mut drawn = block_on(cpu.decode(decode)).unwrap();
     drawn.extend(IDS);
     drawn.sort_unstable();

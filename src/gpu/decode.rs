@@ -1,5 +1,6 @@
 //! Decoding on the device: a drawn token is where the next step's embed reads it, so that several
-//! tokens run without the host. Ids come back in batches, one batch behind the device.
+//! tokens run without the host. Ids come back in batches, and the device goes on meanwhile, also
+//! between two calls: what it did ahead of a text that ends otherwise is dropped.
 
 use super::device::Device;
 use super::engine::{Engine, StepShape};
@@ -8,25 +9,54 @@ use super::launch::Plane;
 use super::lower::stride;
 use super::params;
 use super::pipelines::{Pipeline, Pipelines};
-use crate::backend::{BackendError, Decode};
+use crate::backend::{BackendError, Decode, Outputs};
 use crate::sampling::Sampling;
 use futures_channel::oneshot;
 use std::collections::VecDeque;
 use wgpu::BufferUsages;
 
-/// Tokens drawn in one submit. A stop is noticed at most two batches late.
-const BATCH: u32 = 8;
+/// Most tokens drawn in one submit.
+const BATCH: u32 = 16;
+/// Batches on their way: one that is waited for, and one that the device goes on with.
+const FLYING: usize = 2;
 /// Workgroups that share the vocabulary in a greedy draw.
 const SHARES: u32 = 64;
 
-/// Pipelines and buffers of the draw.
+/// Draws tokens, and knows what the device draws ahead.
 pub struct Sampler {
+    draw: Draw,
+    chain: Option<Chain>,
+}
+
+/// Pipelines and buffers of the draw.
+struct Draw {
     argmax: (Pipeline, wgpu::BindGroup),
     greedy: (Pipeline, wgpu::BindGroup),
     sampled: (Pipeline, wgpu::BindGroup),
     params: wgpu::Buffer,
     drawn: wgpu::Buffer,
-    staging: Vec<wgpu::Buffer>,
+    staging: [wgpu::Buffer; FLYING],
+}
+
+/// A text that the device writes, and how far it has come.
+struct Chain {
+    sampling: Sampling,
+    /// The last token that was handed out, and its position, where it is fed.
+    last: Option<(u32, u32)>,
+    /// Drawn and read back, but not handed out.
+    ready: VecDeque<u32>,
+    flying: VecDeque<Batch>,
+    /// Whether the next token is drawn from logits that are there.
+    first: bool,
+    /// Position of the next token that is fed.
+    pos: u32,
+}
+
+impl Chain {
+    /// Tokens that were submitted and not handed out.
+    fn ahead(&self) -> u32 {
+        self.ready.len() as u32 + self.flying.iter().map(|b| b.count).sum::<u32>()
+    }
 }
 
 /// A batch on its way back.
@@ -46,17 +76,96 @@ impl Sampler {
     ) -> Result<Sampler, BackendError> {
         let vocab = u64::from(engine.plan.vocab);
         let bytes = vocab * 8 + 8 * u64::from(SHARES) + 1024;
-        device
-            .guarded("the sampler", bytes, || Sampler::make(device, pipelines, engine, vocab))
-            .await
+        let make = || Draw::make(device, pipelines, engine, vocab);
+        Ok(Sampler { draw: device.guarded("the sampler", bytes, make).await?, chain: None })
     }
 
+    /// Whether the device has drawn, or is about to draw, what nobody has asked for yet.
+    pub fn is_ahead(&self) -> bool {
+        self.chain.as_ref().is_some_and(|c| c.ahead() > 0)
+    }
+
+    /// Drops what was drawn ahead: something else comes next.
+    pub fn cancel(&mut self) {
+        for batch in self.chain.take().into_iter().flat_map(|c| c.flying) {
+            self.draw.staging[batch.staging].unmap();
+        }
+    }
+
+    /// [`crate::backend::Backend::decode`], arguments checked.
+    pub async fn decode(
+        &mut self,
+        device: &Device,
+        engine: &Engine,
+        decode: Decode<'_>,
+    ) -> Result<Vec<u32>, BackendError> {
+        let fed = decode.feed.map(|id| (id, decode.pos));
+        let sampling = *decode.sampling;
+        let goes_on = |c: &Chain| fed.is_some() && c.last == fed && c.sampling == sampling;
+        if !self.chain.as_ref().is_some_and(goes_on) {
+            self.cancel();
+            if let Some((id, pos)) = fed {
+                engine.write_step(device, pos, &[id], engine.shape(pos, 1, Outputs::Last));
+            }
+            self.draw.write_params(device, engine, &sampling);
+        }
+        let chain = self.chain.get_or_insert_with(|| Chain {
+            sampling,
+            last: None,
+            ready: VecDeque::new(),
+            flying: VecDeque::new(),
+            first: fed.is_none(),
+            pos: decode.pos,
+        });
+        // Should this fail, or never come to its end, the next call starts anew.
+        chain.last = None;
+        let mut out = Vec::new();
+        loop {
+            while out.len() < decode.count as usize {
+                let Some(id) = chain.ready.pop_front() else { break };
+                out.push(id);
+                if decode.stop.contains(&id) {
+                    self.cancel();
+                    return Ok(out);
+                }
+            }
+            let missing = decode.count - out.len() as u32;
+            while chain.flying.len() < FLYING {
+                let size = (missing + decode.ahead)
+                    .saturating_sub(chain.ahead())
+                    .min(decode.count)
+                    .min(BATCH);
+                if size == 0 {
+                    break;
+                }
+                let used = chain.flying.front().map(|b| b.staging);
+                let staging = usize::from(used == Some(0));
+                let batch = self.draw.submit(device, engine, chain, staging, size);
+                chain.flying.push_back(batch);
+            }
+            if missing == 0 {
+                break;
+            }
+            let Some(batch) = chain.flying.front_mut() else { break };
+            let ids = read(device, &self.draw.staging[batch.staging], batch).await?;
+            chain.flying.pop_front();
+            chain.ready.extend(ids);
+        }
+        if let Some(&id) = out.last() {
+            let in_cache = out.len() as u32 - u32::from(fed.is_none());
+            chain.last = Some((id, decode.pos + in_cache));
+        }
+        Ok(out)
+    }
+}
+
+impl Draw {
     fn make(
         device: &Device,
         pipelines: &mut Pipelines,
         engine: &Engine,
         vocab: u64,
-    ) -> Result<Sampler, BackendError> {
+    ) -> Result<Draw, BackendError> {
         let storage = BufferUsages::STORAGE;
         let uniform = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
         let params = device.buffer("draw", size_of::<params::Draw>() as u64, uniform);
@@ -115,13 +224,10 @@ impl Sampler {
                 (6, &counts),
             ],
         )?;
-        let staging = (0..3)
-            .map(|_| {
-                let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
-                device.buffer("drawn, read back", u64::from(BATCH) * 4, usage)
-            })
-            .collect();
-        Ok(Sampler { argmax, greedy, sampled, params, drawn, staging })
+        let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+        let staging =
+            std::array::from_fn(|_| device.buffer("drawn, read back", u64::from(BATCH) * 4, usage));
+        Ok(Draw { argmax, greedy, sampled, params, drawn, staging })
     }
 
     fn write_params(&self, device: &Device, engine: &Engine, sampling: &Sampling) {
@@ -144,7 +250,7 @@ impl Sampler {
         device.queue.write_buffer(&self.params, 0, bytemuck::bytes_of(&params));
     }
 
-    fn encode_draw(&self, pass: &mut wgpu::ComputePass<'_>, greedy: bool) {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, greedy: bool) {
         if greedy {
             pass.set_pipeline(&self.argmax.0.raw);
             pass.set_bind_group(0, &self.argmax.1, &[]);
@@ -156,80 +262,29 @@ impl Sampler {
         pass.dispatch_workgroups(1, 1, 1);
     }
 
-    /// [`crate::backend::Backend::decode`], arguments checked. `pos` is the number of tokens in the
-    /// cache; a `feed` has been written to the device by the caller.
-    pub async fn decode(
-        &self,
-        device: &Device,
-        engine: &Engine,
-        decode: Decode<'_>,
-    ) -> Result<Vec<u32>, BackendError> {
-        self.write_params(device, engine, decode.sampling);
-        let greedy = decode.sampling.temperature == 0.0 && !decode.sampling.has_penalties();
-        let mut out = Vec::new();
-        let mut flying: VecDeque<Batch> = VecDeque::new();
-        let mut drawn = 0;
-        // Position of the next token to be fed.
-        let mut pos = decode.pos;
-        let mut first = decode.feed.is_none();
-        let mut free: Vec<usize> = (0..self.staging.len()).collect();
-        let mut stopped = false;
-        while (drawn < decode.count && !stopped) || !flying.is_empty() {
-            while drawn < decode.count && !stopped && flying.len() < 2 {
-                let Some(staging) = free.pop() else { break };
-                // Short first batches let the first tokens out early.
-                let size = if drawn == 0 { 2 } else { BATCH };
-                let count = size.min(decode.count - drawn);
-                let batch =
-                    self.submit(device, engine, greedy, count, staging, &mut pos, &mut first);
-                flying.push_back(batch);
-                drawn += count;
-            }
-            let Some(batch) = flying.pop_front() else { break };
-            let staging = batch.staging;
-            let ids = self.read(device, batch).await?;
-            free.push(staging);
-            if stopped {
-                continue;
-            }
-            for id in ids {
-                out.push(id);
-                if decode.stop.contains(&id) {
-                    stopped = true;
-                    break;
-                }
-            }
-        }
-        Ok(out)
-    }
-
-    #[allow(clippy::too_many_arguments)] // The running state of one loop.
+    /// Has `count` more tokens of `chain` drawn.
     fn submit(
         &self,
         device: &Device,
         engine: &Engine,
-        greedy: bool,
-        count: u32,
+        chain: &mut Chain,
         staging: usize,
-        pos: &mut u32,
-        first: &mut bool,
+        count: u32,
     ) -> Batch {
-        let last = *pos + count;
-        let shape = StepShape {
-            outputs: 1,
-            ..engine.shape(last.saturating_sub(1), 1, crate::backend::Outputs::Last)
-        };
+        let greedy = chain.sampling.temperature == 0.0 && !chain.sampling.has_penalties();
+        let last = (chain.pos + count).saturating_sub(1);
+        let shape = StepShape { outputs: 1, ..engine.shape(last, 1, Outputs::Last) };
         // Words 4 and 5 of the step: tokens drawn in this batch, splits of the context.
         device.queue.write_buffer(&engine.step, 16, bytemuck::cast_slice(&[0, shape.splits]));
         let mut encoder = device.raw.create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for _ in 0..count {
-                if !std::mem::take(first) {
+                if !std::mem::take(&mut chain.first) {
                     engine.decode.encode(&mut pass, 0, shape, u64::MAX);
-                    *pos += 1;
+                    chain.pos += 1;
                 }
-                self.encode_draw(&mut pass, greedy);
+                self.encode(&mut pass, greedy);
             }
         }
         let bytes = u64::from(count) * 4;
@@ -242,14 +297,16 @@ impl Sampler {
         });
         Batch { staging, count, submission, receiver }
     }
+}
 
-    async fn read(&self, device: &Device, batch: Batch) -> Result<Vec<u32>, BackendError> {
-        // Only this batch: the next one goes on meanwhile.
-        let _ = device
-            .raw
-            .poll(wgpu::PollType::Wait { submission_index: Some(batch.submission), timeout: None });
-        let bytes = u64::from(batch.count) * 4;
-        let data = device.take(&self.staging[batch.staging], bytes, batch.receiver).await?;
-        Ok(bytemuck::pod_collect_to_vec(&data))
-    }
+/// The ids of a batch, once they are there. Only of this one: the next goes on meanwhile.
+async fn read(
+    device: &Device,
+    staging: &wgpu::Buffer,
+    batch: &mut Batch,
+) -> Result<Vec<u32>, BackendError> {
+    let submission_index = Some(batch.submission.clone());
+    let _ = device.raw.poll(wgpu::PollType::Wait { submission_index, timeout: None });
+    let data = device.take(staging, u64::from(batch.count) * 4, &mut batch.receiver).await?;
+    Ok(bytemuck::pod_collect_to_vec(&data))
 }

@@ -3,6 +3,7 @@
 use super::pipelines::Overrides;
 use super::{Options, kernels::Need};
 use crate::backend::{BackendError, Caps, KernelFeatures};
+use futures_channel::oneshot::Canceled;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A device with its queue and what is known about it.
@@ -355,7 +356,7 @@ impl Device {
         &self,
         staging: &wgpu::Buffer,
         bytes: u64,
-        receiver: futures_channel::oneshot::Receiver<Result<(), wgpu::BufferAsyncError>>,
+        receiver: impl Future<Output = Result<Result<(), wgpu::BufferAsyncError>, Canceled>>,
     ) -> Result<Vec<u8>, BackendError> {
         let mapped = receiver.await;
         self.check()?;

@@ -140,6 +140,7 @@ impl Gpu {
         let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
         let shape = prepared.engine.shape(step.pos, step.tokens.len() as u32, step.outputs);
         prepared.last = None;
+        prepared.sampler.cancel();
         if shape.outputs > prepared.engine.output_rows() {
             prepared.engine.reserve_outputs(device, pipelines, weights, shape.outputs).await?;
             prepared.sampler = Sampler::prepare(device, pipelines, &prepared.engine).await?;
@@ -302,7 +303,9 @@ impl Backend for Gpu {
     }
 
     async fn logits(&mut self) -> Result<Vec<f32>, BackendError> {
-        self.prepared()?;
+        if self.prepared()?.sampler.is_ahead() {
+            return Err(invalid("the device has gone on: these logits are gone"));
+        }
         let Gpu { device, prepared, .. } = self;
         let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
         let shape = StepShape { tokens: 0, outputs: prepared.rows, splits: 1 };
@@ -326,7 +329,8 @@ impl Backend for Gpu {
         if decode.count == 0 {
             return Err(invalid("a decode of no tokens"));
         }
-        let fed = u64::from(decode.count) - u64::from(decode.feed.is_none());
+        let wanted = u64::from(decode.count) + u64::from(decode.ahead);
+        let fed = wanted - u64::from(decode.feed.is_none());
         if u64::from(decode.pos) + fed > u64::from(engine.options.context) {
             let (pos, context) = (decode.pos, engine.options.context);
             return Err(invalid(format!("{fed} tokens from {pos} in a context of {context}")));
@@ -347,10 +351,6 @@ impl Backend for Gpu {
         let Some(Prepared { engine, sampler, cached, .. }) = prepared else {
             return Err(invalid("no plan is prepared"));
         };
-        if let Some(id) = decode.feed {
-            let shape = engine.shape(decode.pos, 1, Outputs::Last);
-            engine.write_step(device, decode.pos, &[id], shape);
-        }
         let drawn = sampler.decode(device, engine, decode).await?;
         let fed = drawn.len() - usize::from(decode.feed.is_none());
         *cached = decode.pos + fed as u32;
@@ -358,7 +358,8 @@ impl Backend for Gpu {
     }
 
     fn set_history(&mut self, tokens: &[u32]) {
-        if let Some(prepared) = &self.prepared {
+        if let Some(prepared) = &mut self.prepared {
+            prepared.sampler.cancel();
             let engine = &prepared.engine;
             let count = tokens.len().min(engine.options.context as usize);
             let bytes = bytemuck::cast_slice(&tokens[..count]);

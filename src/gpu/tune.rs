@@ -160,7 +160,8 @@ async fn once(
     let mut logits = gpu.logits().await?;
     let prefilled = Instant::now();
     let sampling = &Sampling::greedy();
-    let decode = Decode { feed: Some(7), pos: prompt, count: tokens, sampling, stop: &[] };
+    let decode =
+        Decode { feed: Some(7), pos: prompt, count: tokens, ahead: 0, sampling, stop: &[] };
     gpu.decode(decode).await?;
     let seconds = ((prefilled - started).as_secs_f64(), prefilled.elapsed().as_secs_f64());
     gpu.forward(Step { tokens: &[7], pos: prompt, outputs: Outputs::Last }).await?;

@@ -123,12 +123,12 @@ impl Device {
         !matches!(self, Device::Cpu(_))
     }
 
-    /// Tokens to draw between two looks at the host: a GPU runs ahead to hide the round trip.
+    /// Most tokens to draw between two looks at the host.
     pub fn burst(&self) -> u32 {
         match self {
             Device::Cpu(_) => 1,
             #[cfg(feature = "gpu")]
-            Device::Gpu(_) => 8,
+            Device::Gpu(_) => 16,
         }
     }
 }

@@ -19,6 +19,10 @@ use web_time::Instant;
 
 /// Most bytes of logits at a time: what every WebGPU device can bind as one buffer.
 const LOGITS_BYTES: u64 = 128 << 20;
+/// A burst shorter than this may be twice as long, one longer than that half as long: what is
+/// written appears a few times in the blink of an eye, and the device seldom waits for the host.
+const BURST_MS: u128 = 15;
+const LONG_BURST_MS: u128 = 60;
 
 /// What a generation starts from.
 #[derive(Clone, Debug, PartialEq)]
@@ -196,6 +200,8 @@ pub struct Generation {
     /// The last drawn token, which is not in the cache yet.
     pending: Option<u32>,
     drawn: usize,
+    /// Tokens to draw between two looks at the host.
+    burst: u32,
     text: DecodeStream,
     filter: StopFilter,
     eos: Vec<u32>,
@@ -380,6 +386,7 @@ impl Session {
             cached_tokens: fed,
             pending: None,
             drawn: 0,
+            burst: 1,
             text,
             eos,
             started: Instant::now(),
@@ -453,16 +460,22 @@ impl Session {
 
     /// Draws a burst on the device.
     async fn draw(&mut self, g: &mut Generation, most: u32) -> Result<Piece, Error> {
-        // The first tokens come one by one, so that something is seen soon.
-        let burst = if g.drawn < 2 { 1 } else { self.device.burst() };
+        let started = Instant::now();
+        let count = g.burst.min(most);
         let decode = Decode {
             feed: g.pending,
             pos: self.cached.len() as u32,
-            count: burst.min(most),
+            count,
+            ahead: most - count,
             sampling: &g.request.sampling,
             stop: &g.eos,
         };
         let ids = self.device.decode(decode).await?;
+        g.burst = match started.elapsed().as_millis() {
+            0..BURST_MS => (g.burst * 2).min(self.device.burst()),
+            LONG_BURST_MS.. => (g.burst / 2).max(1),
+            _ => g.burst,
+        };
         self.cached.extend(g.pending);
         self.cached.extend_from_slice(&ids[..ids.len().saturating_sub(1)]);
         let mut piece = Piece::default();
