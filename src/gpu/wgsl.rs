@@ -1,7 +1,7 @@
 //! [`wgsl!`]: the text of a shader as it is shipped.
 
-/// The file at a path from this folder, without comments and indentation: half of the text, which no
-/// page needs to load. Lines stay, so that a compiler's messages point into the file.
+/// The file at a path from this folder, without comments and spaces that nothing needs: more than half
+/// of the text, which no page needs to load. Lines stay, so that a compiler's messages point into the file.
 macro_rules! wgsl {
     ($path:expr) => {{
         const FILE: &str = include_str!($path);
@@ -24,7 +24,8 @@ pub(super) use wgsl;
 pub(super) const fn shipped(file: &str, out: &mut [u8]) -> usize {
     let file = file.as_bytes();
     let (mut at, mut n) = (0, 0);
-    let mut line_starts = true;
+    // The last byte that is shipped.
+    let mut last = b'\n';
     while at < file.len() {
         let byte = file[at];
         if byte == b'/' && at + 1 < file.len() && file[at + 1] == b'/' {
@@ -34,10 +35,10 @@ pub(super) const fn shipped(file: &str, out: &mut [u8]) -> usize {
             continue;
         }
         at += 1;
-        if line_starts && byte == b' ' {
+        if byte == b' ' && (at == file.len() || !parts(last, file[at])) {
             continue;
         }
-        line_starts = byte == b'\n';
+        last = byte;
         if !out.is_empty() {
             out[n] = byte;
         }
@@ -46,15 +47,26 @@ pub(super) const fn shipped(file: &str, out: &mut [u8]) -> usize {
     n
 }
 
+/// Whether a space between the two keeps them apart: two words, or two operators.
+const fn parts(before: u8, after: u8) -> bool {
+    const fn is_word(byte: u8) -> bool {
+        byte.is_ascii_alphanumeric() || byte == b'_'
+    }
+    const fn is_operator(byte: u8) -> bool {
+        matches!(byte, b'+' | b'-' | b'*' | b'/' | b'%' | b'&' | b'|' | b'^' | b'<' | b'>' | b'=')
+    }
+    is_word(before) && is_word(after) || is_operator(before) && is_operator(after)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_indentation_are_left_out_and_lines_are_not() {
-        let file = "// what\nfn f() {\n    a /= b; // why: ö\n\n    // c\n}\n//";
+    fn comments_and_spaces_are_left_out_and_lines_are_not() {
+        let file = "// what\nfn f() {\n    a /= b - -c; // why: ö\n\n    // c\n}\n//";
         let mut out = vec![0; shipped(file, &mut [])];
         assert_eq!(shipped(file, &mut out), out.len());
-        assert_eq!(String::from_utf8(out).unwrap(), "\nfn f() {\na /= b; \n\n\n}\n");
+        assert_eq!(String::from_utf8(out).unwrap(), "\nfn f(){\na/=b- -c;\n\n\n}\n");
     }
 }
