@@ -107,6 +107,10 @@ export interface LoadOptions {
   device?: 'auto' | 'webgpu' | 'cpu';
   /** Part of the adapter's name, where there are several. */
   adapter?: string;
+  /** What the GPU kernels use of what the adapter has: `'all'` (default), `'none'`, or names joined by `+`, such as
+   * `'dot4'`; what the device does not have is left out, and `info.kernels` says what is used. All sets
+   * compute the same: this is for finding out which is fastest on a device, or which one a driver gets wrong. */
+  kernels?: 'all' | 'none' | (string & {});
   /** Tokens that prompt and answer may take together. Default: the model's, at most 4096. */
   contextLength?: number;
   /** Storage of keys and values. Default `'f16'`. */
@@ -264,6 +268,8 @@ export interface ModelInfo {
   adapter: string;
   /** Graphics API or instruction set in use. */
   api: string;
+  /** What the kernels use of the GPU: `'none'`, or names such as `'dot4'`. */
+  kernels?: string;
   /** Threads, on the CPU. */
   threads?: number;
   /** With `device: 'auto'`, why it is not WebGPU. */

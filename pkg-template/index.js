@@ -10,7 +10,7 @@ import { hubModels, toSendable } from './lib/source.js';
 
 export { BitNetError, Generation };
 
-const LOAD_OPTIONS = ['device', 'adapter', 'contextLength', 'kvCache', 'threads', 'activations', 'i2s',
+const LOAD_OPTIONS = ['device', 'adapter', 'kernels', 'contextLength', 'kvCache', 'threads', 'activations', 'i2s',
   'cache', 'sha256', 'headers', 'hub', 'download'];
 const GENERATE_OPTIONS = ['maxTokens', 'temperature', 'topK', 'topP', 'minP', 'repetitionPenalty', 'presencePenalty',
   'frequencyPenalty', 'penaltyWindow', 'seed', 'stop', 'ignoreEos', 'logprobs'];

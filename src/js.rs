@@ -111,6 +111,7 @@ struct OpenOptions {
     kv_cache: Option<String>,
     i2s: Option<String>,
     activations: Option<String>,
+    kernels: Option<String>,
 }
 
 /// `value` among `choices` by name.
@@ -130,11 +131,17 @@ fn choose<T: Copy>(
     }
 }
 
-fn device_options(device: Option<&str>, adapter: Option<String>) -> Result<DeviceOptions, JsValue> {
+fn device_options(
+    device: Option<&str>,
+    adapter: Option<String>,
+    kernels: Option<String>,
+) -> Result<DeviceOptions, JsValue> {
     let choices =
         [("auto", DeviceChoice::Auto), ("webgpu", DeviceChoice::Gpu), ("cpu", DeviceChoice::Cpu)];
     let choice = choose("device", device, &choices)?.unwrap_or_default();
-    Ok(DeviceOptions { choice, adapter, threads: None, features: None })
+    let invalid = |why: String| failure("invalid_argument", &format!("kernels: {why}"));
+    let features = kernels.map(|k| k.parse().map_err(invalid)).transpose()?;
+    Ok(DeviceOptions { choice, adapter, threads: None, features })
 }
 
 /// Opens a device. wgpu panics in surroundings that are neither a window nor a worker, and where there
@@ -222,7 +229,7 @@ impl Loader {
                 ..Default::default()
             },
         };
-        let device = device_options(o.device.as_deref(), o.adapter)?;
+        let device = device_options(o.device.as_deref(), o.adapter, o.kernels)?;
         let (mut device, fallback) = open_device(device).await?;
         if let Device::Cpu(cpu) = &mut device {
             let crew = js_sys::Promise::resolve(&start_crew.call0(&JsValue::NULL)?);
@@ -285,6 +292,8 @@ struct Info<'a> {
     device: &'a str,
     adapter: &'a str,
     api: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernels: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     threads: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -455,6 +464,7 @@ impl Session {
             device: if caps.backend == "gpu" { "webgpu" } else { "cpu" },
             adapter: &caps.adapter,
             api: &caps.api,
+            kernels: self.inner.device().features().map(|f| f.to_string()),
             threads: (caps.backend == "cpu").then_some(caps.threads),
             fallback: self.fallback.as_deref(),
         })
@@ -597,7 +607,8 @@ pub async fn check_kernels(
     on_result: js_sys::Function,
 ) -> Result<js_sys::Array, JsValue> {
     let options: CheckOptions = read("options", options)?;
-    let (mut device, _) = open_device(device_options(options.device.as_deref(), None)?).await?;
+    let (mut device, _) =
+        open_device(device_options(options.device.as_deref(), None, None)?).await?;
     let results = js_sys::Array::new();
     for case in selfcheck::cases() {
         let error = case.run(&mut device).await.err();

@@ -152,8 +152,8 @@ export class Engine {
   /** @param {import('./source.js').Files} files @param {any} options @param {Progress} progress
    * @param {AbortSignal} [signal] */
   async fill({ weights, texts }, options, progress, signal) {
-    const { device, adapter, contextLength, kvCache, i2s, activations } = options;
-    const wanted = { device, adapter, contextLength, kvCache, i2s, activations };
+    const { device, adapter, kernels, contextLength, kvCache, i2s, activations } = options;
+    const wanted = { device, adapter, kernels, contextLength, kvCache, i2s, activations };
     const loader = await this.wasm.Loader.open(wanted, {
       lengths: weights.map((file) => file.bytes),
       texts: texts && new Map(Object.entries(texts)),

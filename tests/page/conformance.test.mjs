@@ -87,6 +87,23 @@ test('the same seed begins the same text on the CPU and on WebGPU', { timeout: 6
   assert.deepEqual(texts.webgpu, texts.cpu);
 });
 
+test('kernels are what the option says, as far as the device goes', { timeout: 600_000 }, async () => {
+  const runs = await page.evaluate(async () => {
+    const { BitNet } = await import('/pkg/index.js');
+    const runs = [];
+    for (const options of [{}, { kernels: 'none' }, { kernels: 'subgroups+dot4' }]) {
+      const source = '/fixtures/bitnet2b4t-mini/gguf/bitnet2b4t-mini-I2_S.gguf';
+      const model = await BitNet.load(source, { device: 'webgpu', contextLength: 64, cache: false, ...options });
+      const { tokens } = await model.generate([1, 2, 3, 4, 5], { maxTokens: 8, temperature: 0, ignoreEos: true }).result;
+      runs.push({ kernels: model.info.kernels, tokens });
+      await model.dispose();
+    }
+    return runs;
+  });
+  assert.deepEqual(runs.map((run) => run.kernels), ['dot4', 'none', 'dot4']);
+  for (const { tokens } of runs) assert.deepEqual(tokens, runs[0].tokens);
+});
+
 test('a GPU that cannot take the model: auto goes on with the CPU and says so once', { timeout: 600_000 }, async () => {
   const { warnings, text, info, refused } = await page.evaluate(async () => {
     const { BitNet } = await import('/pkg/index.js');

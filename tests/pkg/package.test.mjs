@@ -150,7 +150,7 @@ test('arguments that cannot be are refused', async () => {
   const long = 'once upon a time '.repeat(2000);
   await assert.rejects(model.generate(long).result, code('context_full'));
   for (const options of [
-    { device: 'gpu' }, { kvCache: 'f64' }, { contextLength: 0 }, { contextLength: -5 }, { threads: 'many' }, { nope: 1 },
+    { device: 'gpu' }, { kvCache: 'f64' }, { contextLength: 0 }, { contextLength: -5 }, { threads: 'many' }, { kernels: 'fast' }, { kernels: 'dot4+' }, { kernels: 7 }, { nope: 1 },
   ]) await assert.rejects(BitNet.load(tales, options), bad, JSON.stringify(options));
   await assert.rejects(BitNet.load(42), bad);
 });
