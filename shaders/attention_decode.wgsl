@@ -6,9 +6,10 @@
 // attention_combine.
 //
 // Shapes: q slice of [T, H * D], cache [context, G * D] twice, out slice of [T, H * D] or
-// partial [T, H, splits, D + 2]. With query_append, k and v are slices of the rows of q.
+// partial [T, H, splits, D + 2]. With query_append, k and v are slices of the rows of q, normalised
+// first with head_norm.
 // Dispatch: (H, splits, T). Parts: step, reduce_*, kv_*, f16_round, exp, query_*.
-// Twin: src/cpu/attention.rs (and rope, kv_append for the fused form).
+// Twin: src/cpu/attention.rs (and rms_norm, rope, kv_append for the fused forms).
 struct Params {
     group: u32, // H / G
     kv_quads: u32, // G * D / 4
@@ -19,6 +20,7 @@ struct Params {
     out_stride: u32,
     out_at: u32,
     scale: f32,
+    eps: f32, // of head_norm
 }
 @group(0) @binding(1) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> q: array<vec4<f32>>;

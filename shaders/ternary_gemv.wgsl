@@ -9,7 +9,7 @@
 //
 // Shapes: acts [T, K64] int8, codes [N, K64/64] blocks of 16 bytes, out slice of [T, N].
 // Dispatch: (ceil(N / (WG / LANES * ROWS)), T, 1), N/2 for the gated ones; one a shard.
-// Parts: step, exp, reduce_*, dot4_*, acts_{i8,norm_i8}, sum_{row,group}, block_*.
+// Parts: step, exp, reduce_*, dot4_*, acts_{i8,own_row,own_group}, norm_*, sum_{row,group}, block_*.
 // Twin: src/cpu/ternary_linear.rs (and rms_norm, quantize, gated_act, add for the fused forms).
 struct Params {
     rows: u32, // of this shard

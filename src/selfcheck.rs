@@ -510,10 +510,12 @@ fn integers(all: &mut Vec<Case>) {
 
 fn attention(all: &mut Vec<Case>) {
     // Queries, keys and values in one row may run as one dispatch, elsewhere not.
-    for (heads, kv_heads, head_dim, layout, one_row) in [
-        (4, 2, 64, RopeLayout::HalfSplit, true),
-        (5, 1, 128, RopeLayout::Interleaved, true),
-        (3, 3, 32, RopeLayout::HalfSplit, false),
+    for (heads, kv_heads, head_dim, layout, one_row, with_norms) in [
+        (4, 2, 64, RopeLayout::HalfSplit, true, false),
+        (5, 1, 128, RopeLayout::Interleaved, true, false),
+        (3, 3, 32, RopeLayout::HalfSplit, false, false),
+        (4, 2, 64, RopeLayout::HalfSplit, true, true),
+        (2, 1, 256, RopeLayout::Interleaved, true, true),
     ] {
         for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
             let mut b = Builder::new();
@@ -528,14 +530,21 @@ fn attention(all: &mut Vec<Case>) {
             } else {
                 (b.input("q", q_dim), b.input("k", kv_dim), b.input("v", kv_dim))
             };
+            if with_norms {
+                for x in [q, k] {
+                    let weight = b.weight(WeightKind::Vector { len: head_dim });
+                    b.op(Op::RmsNorm { x, weight, out: x, eps: 1e-6 });
+                }
+            }
             b.op(Op::Rope { x: q, head_dim });
             b.op(Op::Rope { x: k, head_dim });
             b.op(Op::KvAppend { k, v, layer: 0 });
             let out = b.floats("attn", heads * head_dim);
             let scale = 1.0 / (head_dim as f32).sqrt();
             b.op(Op::Attention { q, layer: 0, heads, scale, out });
+            let normed = if with_norms { ", normalised" } else { "" };
             let variant =
-                format!("{heads}/{kv_heads} heads of {head_dim}, {layout:?}, {kv_type:?}");
+                format!("{heads}/{kv_heads} heads of {head_dim}{normed}, {layout:?}, {kv_type:?}");
             all.push(Case { kv_type, ..b.finish(out, "attention", variant, HALF) });
         }
     }

@@ -1,6 +1,7 @@
 // Queries and the new key are turned by their position on the way (see rope.wgsl), and the new key
 // and value go into the cache: the first head of a group writes them, every head takes them from its
 // own memory, rounded as the cache would, because no workgroup sees what another has just written.
+// Parts: head_*.
 override PAIRS: u32 = 64u;
 override INTERLEAVED: u32 = 0u;
 @group(0) @binding(6) var<storage, read> table: array<vec4<f32>>; // cos, sin, cos, sin
@@ -8,11 +9,11 @@ var<workgroup> query: array<vec4<f32>, QUADS>;
 var<workgroup> fresh_key: array<vec4<f32>, QUADS>;
 var<workgroup> fresh_value: array<vec4<f32>, QUADS>;
 
-// Four features of the head that starts at vector `head`, turned. Without branches, so that all
-// loads are under way together.
-fn turned4(head: u32, quad: u32, pos: u32) -> vec4<f32> {
+// Four features of a head (see head4), turned. Without branches, so that all loads are under way
+// together.
+fn turned4(head: u32, quad: u32, which: u32, pos: u32) -> vec4<f32> {
     let d = quad * 4u;
-    let own = q[head + quad];
+    let own = head4(head, quad, which);
     if (INTERLEAVED == 1u) {
         let turn = table[(pos * PAIRS + min(d / 2u, PAIRS - 2u)) / 2u];
         let both = vec4<f32>(own.x * turn.x - own.y * turn.y, own.x * turn.y + own.y * turn.x,
@@ -21,7 +22,7 @@ fn turned4(head: u32, quad: u32, pos: u32) -> vec4<f32> {
     }
     let is_first = d < PAIRS;
     let far = select(quad - PAIRS / 4u, quad + PAIRS / 4u, is_first);
-    let other = q[head + min(far, QUADS - 1u)];
+    let other = head4(head, min(far, QUADS - 1u), which);
     let at = (pos * PAIRS + d % PAIRS) / 2u;
     let a = table[at];
     let b = table[at + 1u];
@@ -38,12 +39,15 @@ fn largest4(v: vec4<f32>) -> f32 {
 fn attention_begin(t: u32, head: u32, pos: u32, is_last_split: bool, tid: u32) {
     let row = t * p.q_stride / 4u;
     let origin = head / p.group * QUADS;
+    let query_from = row + p.q_at / 4u + head * QUADS;
+    let key_from = row + p.k_at / 4u + origin;
+    heads_begin(query_from, key_from, tid);
     for (var i = tid; i < 3u * QUADS; i += WG) {
         let quad = i % QUADS;
         if (i < QUADS) {
-            query[quad] = p.scale * turned4(row + p.q_at / 4u + head * QUADS, quad, pos);
+            query[quad] = p.scale * turned4(query_from, quad, 0u, pos);
         } else if (i < 2u * QUADS) {
-            fresh_key[quad] = turned4(row + p.k_at / 4u + origin, quad, pos);
+            fresh_key[quad] = turned4(key_from, quad, 1u, pos);
         } else {
             fresh_value[quad] = q[row + p.v_at / 4u + origin + quad];
         }

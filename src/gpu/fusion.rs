@@ -20,6 +20,8 @@ pub enum Node {
     },
     /// `Rope` of the queries, `Rope` of the keys, `KvAppend`, `Attention`.
     AppendAttention {
+        /// `RmsNorm` of each head of the queries, and of the keys, before.
+        norms: Option<(usize, usize)>,
         /// The append.
         append: usize,
         /// The attention.
@@ -27,13 +29,22 @@ pub enum Node {
     },
     /// `TernaryLinear` with what stands before and behind it.
     Linear {
-        /// The norm and the rounding, done by every workgroup for itself.
-        input: Option<(usize, usize)>,
+        /// The rounding, done by every workgroup for itself.
+        input: Option<Input>,
         /// The product.
         linear: usize,
         /// What becomes of its output.
         then: Then,
     },
+}
+
+/// What a fused product makes of its input first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The norm, if there is one.
+    pub norm: Option<usize>,
+    /// The rounding.
+    pub quantize: usize,
 }
 
 /// What a fused product does with its output.
@@ -52,7 +63,7 @@ pub enum Then {
 pub struct Rules {
     /// One token a step: norms and gates go into the product.
     pub decode: bool,
-    /// Largest row that a workgroup can keep quantised in its memory.
+    /// Bytes of a quantised row that a workgroup can keep in its memory.
     pub row_max: u32,
 }
 
@@ -66,20 +77,28 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
     let mut nodes = Vec::new();
     let mut i = 0;
     while i < plan.ops.len() {
-        if rules.decode && ropes_fold(plan, i) {
-            nodes.push(Node::AppendAttention { append: i + 2, attention: i + 3 });
-            i += 4;
+        let norms = head_norms(plan, i);
+        let ropes = norms.map_or(i, |n| n.1 + 1);
+        if rules.decode && ropes_fold(plan, ropes) {
+            nodes.push(Node::AppendAttention { norms, append: ropes + 2, attention: ropes + 3 });
+            i = ropes + 4;
             continue;
         }
         let quantize = norm_quantize(plan, i);
-        let linear = quantize.map_or(i, |q| q + 1);
-        let product = matches!(plan.ops.get(linear), Some(Op::TernaryLinear { .. }));
-        let prologue = quantize.filter(|&q| product && rules.decode && row_fits(plan, i, q, rules));
+        let is_plain = matches!(plan.ops[i], Op::Quantize { .. });
+        let input = match quantize {
+            Some(quantize) => Some(Input { norm: Some(i), quantize }),
+            None if is_plain => Some(Input { norm: None, quantize: i }),
+            None => None,
+        };
+        let prologue = input.filter(|&input| rules.decode && row_fits(plan, input, rules));
         if let (Some(q), None) = (quantize, prologue) {
             nodes.push(Node::NormQuantize { norm: i, quantize: q });
             i = q + 1;
             continue;
         }
+        let linear = prologue.map_or(i, |input| input.quantize + 1);
+        let product = matches!(plan.ops.get(linear), Some(Op::TernaryLinear { .. }));
         if !product {
             nodes.push(Node::Op(i));
             i += 1;
@@ -87,7 +106,7 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
         }
         let source = prologue.and_then(|_| reads(&plan.ops[i]).next());
         let then = follow_up(plan, linear, source, rules, is_sharded(linear));
-        nodes.push(Node::Linear { input: prologue.map(|q| (i, q)), linear, then });
+        nodes.push(Node::Linear { input: prologue, linear, then });
         i = match then {
             Then::Store => linear + 1,
             Then::Add(j) | Then::Gated(j) => j + 1,
@@ -129,18 +148,48 @@ fn norm_quantize(plan: &Plan, i: usize) -> Option<usize> {
         .then_some(i + 1)
 }
 
-/// Whether norm `i` and rounding `q` can move into the product behind them.
-fn row_fits(plan: &Plan, i: usize, q: usize, rules: Rules) -> bool {
-    let Op::RmsNorm { x, .. } = plan.ops[i] else { return false };
-    let Op::Quantize { out, .. } = plan.ops[q] else { return false };
-    let Op::TernaryLinear { x: input, weight, .. } = plan.ops[q + 1] else { return false };
-    let per_token = plan.buffer(out).kind == BufKind::Quant(ActQuant::PerToken);
-    let no_blocks = matches!(plan.weight(weight).kind, WeightKind::Ternary { block: None, .. });
-    input == out
-        && per_token
-        && no_blocks
+/// The norms of the heads of queries and keys, in place, at `i` and behind it, when ropes of the same
+/// follow.
+fn head_norms(plan: &Plan, i: usize) -> Option<(usize, usize)> {
+    let &[
+        Op::RmsNorm { x: a, weight: v, out: c, eps: e },
+        Op::RmsNorm { x: b, weight: w, out: d, eps: f },
+        Op::Rope { x: q, .. },
+        Op::Rope { x: k, .. },
+    ] = plan.ops.get(i..i + 4)?
+    else {
+        return None;
+    };
+    let head = WeightKind::Vector { len: plan.kv.head_dim };
+    let each_head = plan.weight(v).kind == head && plan.weight(w).kind == head;
+    // As many features as the kernel has room for.
+    let fits = plan.kv.head_dim <= 256;
+    ((a, b, c, d) == (q, k, q, k) && e == f && each_head && fits).then_some((i, i + 1))
+}
+
+/// Whether a rounding, and the norm before it, can move into the product behind them.
+fn row_fits(plan: &Plan, input: Input, rules: Rules) -> bool {
+    let q = input.quantize;
+    let Op::Quantize { x: rounded, out } = plan.ops[q] else { return false };
+    let x = match input.norm.map(|n| &plan.ops[n]) {
+        Some(&Op::RmsNorm { x, .. }) => x,
+        _ => rounded,
+    };
+    let Some(&Op::TernaryLinear { x: row, weight, .. }) = plan.ops.get(q + 1) else { return false };
+    let BufKind::Quant(rule) = plan.buffer(out).kind else { return false };
+    let block = match plan.weight(weight).kind {
+        WeightKind::Ternary { block, .. } => block,
+        _ => return false,
+    };
+    let (served, row_bytes) = match rule {
+        ActQuant::PerToken => (block.is_none(), x.dim),
+        // And a scale, a peak and a sum for each 16 values.
+        ActQuant::Block256 | ActQuant::Block32 => (true, x.dim / 4 * 7),
+    };
+    row == out
+        && served
         && x.at == 0
-        && x.dim <= rules.row_max
+        && row_bytes <= rules.row_max
         && only_reader(plan, q, out, q + 1)
 }
 

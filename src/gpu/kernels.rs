@@ -185,22 +185,68 @@ const QUERY: &[Choice] = &[
     Choice { name: "plain", parts: &[part!("query_plain")], ..PLAIN },
     Choice {
         name: "append",
-        parts: &[part!("query_append")],
+        parts: &[part!("head_plain"), part!("query_append")],
         bindings: &[(6, Read)],
+        overrides: &["PAIRS", "INTERLEAVED"],
+        ..PLAIN
+    },
+    Choice {
+        name: "norm_append",
+        parts: &[part!("head_norm"), part!("query_append")],
+        bindings: &[(6, Read), (7, Read), (8, Read)],
         overrides: &["PAIRS", "INTERLEAVED"],
         ..PLAIN
     },
 ];
 const ACTS_I8: &[(u32, Access)] = &[(4, Read), (5, Read), (6, Read)];
 
+/// int8 activations of a matrix-vector product: from an earlier dispatch, or made on the spot.
+const ACTS: &[Choice] = &[
+    Choice { name: "i8", parts: &[part!("acts_i8")], bindings: ACTS_I8, ..PLAIN },
+    Choice {
+        name: "own_row",
+        parts: &[part!("int8"), part!("norm_none"), part!("acts_own_row")],
+        bindings: &[(4, Read)],
+        overrides: &["ACT_SLOTS"],
+        ..PLAIN
+    },
+    Choice {
+        name: "norm_row",
+        parts: &[part!("int8"), part!("norm_some"), part!("acts_own_row")],
+        bindings: &[(4, Read), (5, Read)],
+        overrides: &["ACT_SLOTS"],
+        ..PLAIN
+    },
+    Choice {
+        name: "own_group",
+        parts: &[part!("f16_round"), part!("int8"), part!("norm_none"), part!("acts_own_group")],
+        bindings: &[(4, Read)],
+        overrides: &["ACT_SLOTS"],
+        ..PLAIN
+    },
+    Choice {
+        name: "norm_group",
+        parts: &[part!("f16_round"), part!("int8"), part!("norm_some"), part!("acts_own_group")],
+        bindings: &[(4, Read), (5, Read)],
+        overrides: &["ACT_SLOTS"],
+        ..PLAIN
+    },
+];
+const BY_ROW: &[&str] = &["i8", "own_row", "norm_row"];
+const BY_GROUP: &[&str] = &["i8", "own_group", "norm_group"];
 /// Sums of the ternary product: the name says how activations and weights are scaled.
 const SUM: &[Choice] = &[
-    Choice { name: "row", parts: &[part!("sum_row"), part!("block_none")], ..PLAIN },
+    Choice {
+        name: "row",
+        parts: &[part!("sum_row"), part!("block_none")],
+        only_with: BY_ROW,
+        ..PLAIN
+    },
     Choice {
         name: "group",
         parts: &[part!("sum_group"), part!("block_none")],
         overrides: &["ACT_SHIFT"],
-        only_with: &["i8"],
+        only_with: BY_GROUP,
         ..PLAIN
     },
     Choice {
@@ -208,7 +254,7 @@ const SUM: &[Choice] = &[
         parts: &[part!("sum_group"), part!("block_f16")],
         bindings: &[(7, Read)],
         overrides: &["ACT_SHIFT", "BLOCK_SHIFT"],
-        only_with: &["i8"],
+        only_with: BY_GROUP,
         ..PLAIN
     },
 ];
@@ -281,21 +327,7 @@ pub static KERNELS: &[Kernel] = &[
         STEP_EXP,
         &[STEP_AT, (2, Read), (3, Read), (8, Write)],
         &["BLOCKS", "LANES", "ROWS", "AHEAD", "EPILOGUE"],
-        &[
-            REDUCE,
-            DOT4,
-            &[
-                Choice { name: "i8", parts: &[part!("acts_i8")], bindings: ACTS_I8, ..PLAIN },
-                Choice {
-                    name: "norm_i8",
-                    parts: &[part!("int8"), part!("acts_norm_i8")],
-                    bindings: &[(4, Read), (5, Read)],
-                    overrides: &["ACT_SLOTS"],
-                    ..PLAIN
-                },
-            ],
-            SUM
-        ]
+        &[REDUCE, DOT4, ACTS, SUM]
     ),
     kernel!(
         "ternary_gemm",
@@ -470,7 +502,7 @@ impl Variant {
         self.kernel.axes.iter().zip(choice).map(|(axis, i)| &axis[usize::from(i)])
     }
 
-    /// Stem and choices, such as `ternary_gemv.subgroup.builtin.norm_i8.row`.
+    /// Stem and choices, such as `ternary_gemv.subgroup.builtin.norm_row.row`.
     pub fn name(&self) -> String {
         let mut name = self.kernel.stem.to_string();
         for choice in self.choices() {

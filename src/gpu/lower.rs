@@ -1,7 +1,7 @@
 //! Operations → dispatches: which variant, with what parameters, over which buffers.
 
 use super::device::Device;
-use super::fusion::{Node, Then};
+use super::fusion::{Input, Node, Then};
 use super::kernels::{Need, Variant, variant};
 use super::launch::{Bind, Extent, Launch, Plane, When};
 use super::params::{self, Params};
@@ -50,8 +50,8 @@ impl Lowering<'_> {
         for &node in nodes {
             match node {
                 Node::Op(i) => self.op(i, &mut launches)?,
-                Node::AppendAttention { append, attention } => {
-                    self.attention(attention, Some(append), &mut launches)?;
+                Node::AppendAttention { norms, append, attention } => {
+                    self.attention(attention, Some(append), norms, &mut launches)?;
                 }
                 Node::NormQuantize { norm, quantize } => {
                     launches.push(self.quantize(Some(norm), quantize)?);
@@ -225,7 +225,7 @@ impl Lowering<'_> {
                 launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
             }
             Op::KvAppend { .. } => launches.push(self.kv_append(i)?),
-            Op::Attention { .. } => self.attention(i, None, launches)?,
+            Op::Attention { .. } => self.attention(i, None, None, launches)?,
             Op::GatedAct { gate, up, act, out } => {
                 let params = params::GatedAct {
                     dim: gate.dim,
@@ -343,7 +343,7 @@ impl Lowering<'_> {
 
     fn ternary(
         &self,
-        input: Option<(usize, usize)>,
+        input: Option<Input>,
         i: usize,
         then: Then,
         launches: &mut Vec<Launch>,
@@ -425,12 +425,18 @@ impl Lowering<'_> {
                 self.launch(i, (variant, overrides.clone()), params, &binds, grid)
             } else {
                 let (mut x_stride, mut eps_used) = (0, 0.0);
-                let acts = match input.map(|(n, _)| &self.plan.ops[n]) {
+                let own = input.map(|input| &self.plan.ops[input.norm.unwrap_or(input.quantize)]);
+                let acts = match own {
                     Some(Op::RmsNorm { x: source, weight: norm, eps, .. }) => {
                         (x_stride, eps_used) = (self.stride(source.buf), *eps);
                         binds.push((4, Bind::Buf(source.buf, VALUES)));
                         binds.push((5, Bind::Weight(*norm, 0, WeightPart::Data)));
-                        "norm_i8"
+                        if sum == "row" { "norm_row" } else { "norm_group" }
+                    }
+                    Some(Op::Quantize { x: source, .. }) => {
+                        x_stride = self.stride(source.buf);
+                        binds.push((4, Bind::Buf(source.buf, VALUES)));
+                        if sum == "row" { "own_row" } else { "own_group" }
                     }
                     _ => {
                         binds.extend(quantised(x));
@@ -542,11 +548,13 @@ impl Lowering<'_> {
         Ok(self.launch(i, (variant, vec![]), params, &binds, grid))
     }
 
-    /// `append`: the new position is not in the cache yet, and goes there on the way.
+    /// `append`: the new position is not in the cache yet, and goes there on the way; its heads are
+    /// normalised first by `norms`.
     fn attention(
         &self,
         i: usize,
         append: Option<usize>,
+        norms: Option<(usize, usize)>,
         launches: &mut Vec<Launch>,
     ) -> Result<(), BackendError> {
         let Op::Attention { q, layer, heads, scale, out } = self.plan.ops[i] else {
@@ -589,7 +597,7 @@ impl Lowering<'_> {
         }
         let mut overrides = self.device.reduction(wg);
         overrides.extend([("QUADS", quads), ("LANES", attention_lanes(kv.head_dim))]);
-        let (mut k_at, mut v_at) = (0, 0);
+        let (mut k_at, mut v_at, mut norm_eps) = (0, 0, 0.0);
         let query = match append.map(|a| &self.plan.ops[a]) {
             Some(Op::KvAppend { k, v, .. }) => {
                 (k_at, v_at) = (k.at, v.at);
@@ -597,7 +605,19 @@ impl Lowering<'_> {
                 let interleaved = self.plan.rope.layout == RopeLayout::Interleaved;
                 overrides.push(("PAIRS", self.plan.rope.inv_freq.len() as u32));
                 overrides.push(("INTERLEAVED", u32::from(interleaved)));
-                "append"
+                let norm = |n: usize| match self.plan.ops[n] {
+                    Op::RmsNorm { weight, eps, .. } => Some((weight, eps)),
+                    _ => None,
+                };
+                match norms.and_then(|(a, b)| norm(a).zip(norm(b))) {
+                    Some(((query, eps), (key, _))) => {
+                        norm_eps = eps;
+                        cache.push((7, Bind::Weight(query, 0, WeightPart::Data)));
+                        cache.push((8, Bind::Weight(key, 0, WeightPart::Data)));
+                        "norm_append"
+                    }
+                    None => "append",
+                }
             }
             _ => "plain",
         };
@@ -611,6 +631,7 @@ impl Lowering<'_> {
             out_stride,
             out_at: out.at,
             scale,
+            eps: norm_eps,
         };
         let variant =
             self.variant("attention_decode", &[self.device.reduce(), self.kv(), query])?;

@@ -56,7 +56,7 @@ params! {
     /// `shaders/attention_decode.wgsl`.
     AttentionDecode {
         group: u32, kv_quads: u32, q_stride: u32, q_at: u32, k_at: u32, v_at: u32, out_stride: u32,
-        out_at: u32, scale: f32,
+        out_at: u32, scale: f32, eps: f32,
     }
     /// `shaders/attention_combine.wgsl`.
     AttentionCombine { head_dim: u32, out_stride: u32, out_at: u32 }

@@ -1,7 +1,7 @@
-// Activations made on the spot: every workgroup normalises the row and quantises it (one scale a
-// token) into its own memory. Cheaper than a dispatch of its own as long as the row is in the cache.
+// Activations made on the spot: every workgroup normalises the row (or not: norm_*) and quantises it,
+// one scale a token, into its own memory. Cheaper than a dispatch of its own as long as the row is in
+// the cache.
 @group(0) @binding(4) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read> norm_weight: array<vec4<f32>>;
 // A name of its own: naga 30 cannot specialise array lengths that are expressions.
 override ACT_SLOTS: u32 = BLOCKS * 4u;
 // 16 values a slot, [quarter of the block][block]: neighbouring lanes read neighbouring slots.
@@ -21,11 +21,11 @@ fn acts_begin(t: u32, tid: u32) {
         let at = min(i, quads - 1u);
         let v = select(vec4<f32>(0.0), x[origin + at], i < quads);
         squares += dot(v, v);
-        let w = abs(v * norm_weight[at]);
+        let w = abs(v * norm_weight4(at));
         peak = max(peak, max(max(w.x, w.y), max(w.z, w.w)));
     }
     let both = workgroup_sum_max_f32(squares, peak, tid);
-    let inverse = 1.0 / sqrt(both.x / f32(p.k) + p.eps);
+    let inverse = norm_inverse(both.x);
     let scale = 127.0 / max(1e-5, both.y * inverse);
     var sum = 0;
     for (var r = 0u; r < (ACT_SLOTS + WG - 1u) / WG; r++) {
@@ -35,7 +35,7 @@ fn acts_begin(t: u32, tid: u32) {
             var words: vec4<u32>;
             for (var j = 0u; j < 4u; j++) {
                 let at = min(first + j, quads - 1u);
-                let v = x[origin + at] * inverse * norm_weight[at];
+                let v = x[origin + at] * inverse * norm_weight4(at);
                 let kept = select(vec4<i32>(0), rounded_i8(v * scale), first + j < quads);
                 sum += kept.x + kept.y + kept.z + kept.w;
                 words[j] = packed_i8(kept);
