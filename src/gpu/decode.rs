@@ -17,6 +17,8 @@ use wgpu::BufferUsages;
 
 /// Most tokens drawn in one submit.
 const BATCH: u32 = 16;
+/// As many where the device has nothing to do: it soon has, and goes on while the next are encoded.
+const FIRST_BATCH: u32 = 2;
 /// Batches on their way: one that is waited for, and one that the device goes on with.
 const FLYING: usize = 2;
 /// Workgroups that share the vocabulary in a greedy draw.
@@ -131,10 +133,9 @@ impl Sampler {
             }
             let missing = decode.count - out.len() as u32;
             while chain.flying.len() < FLYING {
-                let size = (missing + decode.ahead)
-                    .saturating_sub(chain.ahead())
-                    .min(decode.count)
-                    .min(BATCH);
+                let most = if chain.flying.is_empty() { FIRST_BATCH } else { BATCH };
+                let left = (missing + decode.ahead).saturating_sub(chain.ahead());
+                let size = left.min(decode.count).min(most);
                 if size == 0 {
                     break;
                 }
