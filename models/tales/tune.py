@@ -2,8 +2,6 @@
 
     python tune.py data CORPUS_DIR DATA_DIR tales.pt [--passes 6]      -> DATA_DIR/{requests.bin,asks.json}
     python tune.py train tales.pt DATA_DIR TUNED.pt [--seconds 250]    one H100
-    python tune.py practise tales.pt TUNED.pt DATA_DIR PRACTISED.pt    one H100, on harder data
-    python tune.py blend TUNED.pt PRACTISED.pt OUT.pt                  parts of the way from one to the other
 
 The first stage has read requests, but the few tokens that depend on a request
 weigh little in its loss (it has read the books thirty times: it remembers what
@@ -14,9 +12,7 @@ are replaced by related ones, in the request and in the tale: then only the
 request can tell what comes.  Rows of plain text keep what was learnt: their
 targets are the predictions of the first stage.
 
-Practice goes on from there: the model tells tales for requests without answers,
-and what it told as asked is learnt among the requests of the data.  No request
-holds a pair of words of the evaluation.
+practise.py goes on from there.  No request holds a pair of words of the evaluation.
 """
 import argparse
 import json
@@ -30,12 +26,12 @@ import torch
 import torch.nn.functional as F
 
 import model as M
-from evaluate import PAIRS, pair_request, repeats
+from evaluate import PAIRS, pair_request
 from train import SKIP, Data, Muon, evaluate, restore, save
 
 FIRST = 0x4000  # bit of a token that begins or continues the first mention of an asked word
+AGAIN = 0x2000  # bit of a token to be unlearnt: it repeats a phrase (practise.py)
 BOS, EOT = 0, 2
-ATTENTION = ("q", "k", "v", "o", "attn_norm", "attn_sub_norm")
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -187,9 +183,11 @@ def make_data(a):
 # ---- training --------------------------------------------------------------------------------
 
 def request_loss(h, emb, y, weight):
+    """Cross entropy; where the weight is negative, -log(1 - p): the token is unlearnt."""
     z = F.linear(h, emb.to(h.dtype)).float()
     ce = torch.logsumexp(z, -1) - z.gather(1, y[:, None])[:, 0]
-    return (ce * weight).sum() / weight.sum().clamp(min=1)
+    not_it = -(1.0001 - torch.exp(-ce)).log()
+    return (torch.where(weight < 0, not_it, ce) * weight.abs()).sum() / weight.abs().sum().clamp(min=1)
 
 
 def plain_loss(h, emb, target):
@@ -207,11 +205,12 @@ class Requests:
 
     def rows(self, rows):
         w = self.windows[rows].long()
-        ids = w & (FIRST - 1)
+        ids = w & (AGAIN - 1)
         x, y, flags = ids[:, :-1], ids[:, 1:], w[:, 1:]
         weight = torch.ones(y.shape, device=self.device)
         weight[(flags & FIRST) > 0] = self.first
         weight[y == EOT] = self.end
+        weight[(flags & AGAIN) > 0] = -1.0
         weight[((flags & SKIP) > 0) | (y == BOS)] = 0.0
         return x, y, weight
 
@@ -336,203 +335,13 @@ def train(a):
     t.report(1.0, full=True)
 
 
-# ---- practice --------------------------------------------------------------------------------
-
-def pieces(path):
-    """The bytes of every token, one character a byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in printable]
-    byte = {chr(b): chr(b) for b in printable} | {chr(256 + i): chr(b) for i, b in enumerate(rest)}
-    spec = json.load(open(path, encoding="utf-8"))
-    special = {t["id"] for t in spec["added_tokens"]}
-    return {i: "" if i in special else "".join(byte[c] for c in s) for s, i in spec["model"]["vocab"].items()}
-
-
-@torch.no_grad()
-def tell(model, heads, temperature, limit, deadline, top_k=40):
-    """Answers to many requests side by side, with a cache of keys and values: [(tokens, whether it ended)].
-
-    All rows are at the same position: a row reads its request while it lasts and then what was drawn.
-    Rows that have ended are dropped now and then."""
-    cfg, dev, dtype = model.cfg, model.embed.weight.device, model.dtype
-    n, d = len(heads), cfg.head_dim
-    weights = []
-    for blk in model.blocks:
-        p = {}
-        for name, w in blk.named_parameters():
-            if name in M.LINEARS:
-                t, s = M.ternarise(w)
-                w = (t * s).to(dtype)
-            p[name] = w
-        weights.append(p)
-    emb = model.embed.weight.to(dtype)
-    length = torch.tensor([len(h) for h in heads], device=dev)
-    given = torch.zeros(n, max(map(len, heads)), dtype=torch.long)
-    for row, h in zip(given, heads):
-        row[:len(h)] = torch.tensor(h)
-    out = torch.full((n, limit), EOT, dtype=torch.long, device=dev)
-    out[:, :given.shape[1]] = given.to(dev)
-    live = torch.arange(n, device=dev)
-    ended = torch.zeros(n, dtype=torch.bool, device=dev)
-    cache = [[torch.empty(n, cfg.kv_heads, limit, d, dtype=dtype, device=dev) for _ in "kv"] for _ in weights]
-    for t in range(limit - 1):
-        if t % 32 == 31:
-            if time.time() > deadline or ended.all():
-                break
-            left = ~ended[live]
-            if left.sum() < 0.75 * len(live):
-                live = live[left]
-                cache = [[c[left] for c in kv] for kv in cache]
-        x = emb[out[live, t]]
-        cos, sin = model.cos[t:t + 1], model.sin[t:t + 1]
-        for p, (keys, values) in zip(weights, cache):
-            h = M.quantise_input(M.rms_norm(x, p["attn_norm"], cfg.eps))
-            q, k, v = (F.linear(h, p[name]).view(len(x), -1, 1, d) for name in "qkv")
-            keys[:, :, t] = M.rotate(k, cos, sin)[:, :, 0]
-            values[:, :, t] = v[:, :, 0]
-            q = M.rotate(q, cos, sin).view(len(x), cfg.kv_heads, -1, d)  # the queries of a group: rows of one matrix
-            h = F.scaled_dot_product_attention(q, keys[:, :, :t + 1], values[:, :, :t + 1]).reshape(len(x), -1)
-            x = x + F.linear(M.quantise_input(M.rms_norm(h, p["attn_sub_norm"], cfg.eps)), p["o"])
-            h = M.quantise_input(M.rms_norm(x, p["ffn_norm"], cfg.eps))
-            h = F.relu(F.linear(h, p["gate"])).square() * F.linear(h, p["up"])
-            x = x + F.linear(M.quantise_input(M.rms_norm(h, p["ffn_sub_norm"], cfg.eps)), p["down"])
-        z = F.linear(M.rms_norm(x, model.norm, cfg.eps), emb).float()
-        best, ids = (z / temperature).topk(top_k)
-        drawn = ids.gather(1, (best - torch.empty_like(best).exponential_().log()).argmax(-1, keepdim=True))[:, 0]
-        free = t + 1 >= length[live]
-        out[live, t + 1] = torch.where(ended[live], EOT, torch.where(free, drawn, out[live, t + 1]))
-        ended[live] |= free & (drawn <= EOT)
-    tales = []
-    for row, h, end in zip(out.tolist(), heads, ended.tolist()):
-        answer = row[len(h):]
-        stop = next((i for i, token in enumerate(answer) if token <= EOT), len(answer))
-        tales.append((answer[:stop], end))
-    return tales
-
-
-def judged(bytes_of, keys, answer):
-    """-> (text, for every asked word the span of its first mention or None)"""
-    text = "".join(bytes_of[t] for t in answer)
-    found = [re.search(rf"\b{k}(s|es)?\b", text, re.I) for k in keys]
-    return text, [m and m.span() for m in found]
-
-
-def practise_round(t, bytes_of, asks, deadline):
-    """Samples answers, keeps those that do as asked: (windows to learn from, figures).
-
-    Kept: all asked words occur, the tale ends, few phrases repeat.  Of the `group` answers to a request
-    the half in which the last of the asked words comes soonest."""
-    a = t.a
-    heads = [ask for _, ask in asks for _ in range(a.group)]
-    tales = tell(t.model, heads, a.practice_temperature, min(a.longest, t.model.cfg.context), deadline)
-    good, hits, ends = [], 0, 0
-    for i, (keys, ask) in enumerate(asks):
-        fit = []
-        for answer, end in tales[i * a.group:(i + 1) * a.group]:
-            text, spans = judged(bytes_of, keys, answer)
-            hits, ends = hits + all(spans), ends + end
-            if all(spans) and end and len(answer) >= 60 and repeats(text) < 0.06:
-                fit.append((max(b for _, b in spans), answer, spans))
-        for _, answer, spans in sorted(fit)[:a.group // 2]:
-            at, marked = 0, []
-            for token in answer:
-                stop = at + len(bytes_of[token])
-                marked.append(token | (FIRST if any(x < stop and at < y for x, y in spans) else 0))
-                at = stop
-            good.append(sample(ask, marked))
-    n = len(tales)
-    return good, dict(practice_all_words=round(hits / n, 4), practice_ended=round(ends / n, 4), kept=len(good), told=n)
-
-
-def exam(t, bytes_of, asks, deadline):
-    """Held-out requests with the settings of the product: figures by set."""
-    sets = [(name, asks[name] * copies) for name, copies in (("common", 4), ("validation", 2))]
-    if not t.cuda:
-        sets = [(name, cases[:2]) for name, cases in sets]
-    cases = [c for _, cs in sets for c in cs]
-    tales = tell(t.model, [ask for _, ask in cases], 0.7, t.model.cfg.context if t.cuda else 64, deadline)
-    out, at = {}, 0
-    for name, cs in sets:
-        rows = [(judged(bytes_of, keys, answer), end, len(answer))
-                for (keys, _), (answer, end) in zip(cs, tales[at:at + len(cs)])]
-        at += len(cs)
-        mean = lambda xs: round(float(np.mean(xs)), 4)  # noqa: E731
-        out[name] = dict(samples=len(rows), keywords=mean([bool(s) for (_, ss), _, _ in rows for s in ss]),
-                         all_keywords=mean([all(ss) for (_, ss), _, _ in rows]), ended=mean([e for _, e, _ in rows]),
-                         tokens=mean([n for _, _, n in rows]), repeated_4grams=mean([repeats(x) for (x, _), _, _ in rows]))
-        out[name]["examples"] = [x.encode("latin-1").decode("utf-8", "replace")[:600] for (x, _), _, _ in rows[:3]]
-    return out
-
-
-def practise(a):
-    """Rounds of: tell, keep what does as asked, learn it among requests and plain text."""
-    from data import pack
-    t = Tuner(a, a.checkpoint, a.first_stage)
-    bytes_of = pieces(os.path.join(a.data, "tokenizer.json"))
-    asks = json.load(open(os.path.join(a.data, "asks.json")))
-    random.Random(5).shuffle(asks["practice"])
-    n_own, round_began = 0, -400  # the first round is taken to have 400 steps
-    best, best_rank, pool, used, told, slow = None, None, [], 0, a.told, 0.0
-    start, round_, exam_seconds = t.seconds(), 0, 15.0
-    end = a.seconds - exam_seconds
-
-    def check(done, **more):
-        nonlocal best, best_rank, exam_seconds
-        at = t.seconds()
-        row = t.report(done, full=True, **more, exam=exam(t, bytes_of, asks, t.begin + a.seconds - 3))
-        exam_seconds = t.seconds() - at
-        common = row["exam"]["common"]
-        rank = (row["bits_per_char"] <= a.most_bits and common["ended"] >= 0.95, common["keywords"])
-        if best_rank is None or rank >= best_rank:
-            best_rank, best = rank, t.steps
-            save(t.model, a.out)
-
-    own = None
-    while True:
-        done = t.steps / a.steps if a.steps else (t.seconds() - start) / max(end - start, 1e-3)
-        if done >= 1:
-            break
-        if done * a.rounds >= round_:
-            if t.cuda:
-                torch.cuda.empty_cache()
-            at = t.seconds()
-            count = told // a.group
-            good, figures = practise_round(t, bytes_of, asks["practice"][used:used + count], t.begin + at + 25)
-            used += count
-            figures["telling_seconds"] = round(t.seconds() - at, 1)
-            if t.seconds() - at > a.telling_seconds:
-                told //= 2
-            if round_ and round_ % 2 == 0:
-                check(done, **figures)
-            else:
-                t.report(done, **figures)
-            if t.cuda:
-                torch.cuda.empty_cache()
-            pool = (pool + [good])[-3:]
-            windows = torch.from_numpy(pack(sum(pool, [])).astype(np.int32)).to(t.device)
-            own = Requests(windows, t.device, a.first, a.end)
-            n_own = a.reads * len(windows) // max(100, t.steps - round_began)
-            n_own = min(n_own, round((a.rows - t.n_plain) * a.own), len(windows))
-            round_began = t.steps
-            round_ += 1
-            end = a.seconds - 1.3 * exam_seconds - 1
-            continue
-        batch = t.requests.batch(a.rows - t.n_plain - n_own)
-        if n_own:
-            batch = [torch.cat(z) for z in zip(batch, own.batch(n_own))]
-        t.step(min(done, 1.0), *batch)
-    check(1.0)
-    print(f"kept the model of step {best}", flush=True)
-
-
-def blend(a):
-    """Masters between two checkpoints. Practice ended with a high learning rate: half of what it
-    changed goes again, but for the attention, which is what copies the words of a request."""
-    old, new = (torch.load(path, map_location="cpu") for path in (a.tuned, a.practised))
-    for name, w in new["state"].items():
-        share = a.attention if name.split(".")[-1] in ATTENTION else a.rest
-        new["state"][name] = torch.lerp(old["state"][name].float(), w.float(), share).bfloat16()
-    torch.save(new, a.out)
+def options(parser, seconds=250.0, lr=3e-3, lr_embed=5e-4):
+    """What both trainings can be told."""
+    for name, value in (("seconds", seconds), ("lr", lr), ("lr-embed", lr_embed), ("dropout", 0.1), ("plain", 1 / 3),
+                        ("first", 6.0), ("end", 2.0)):
+        parser.add_argument("--" + name, type=float, default=value)
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=0, help="instead of --seconds, to try things out")
 
 
 def main():
@@ -547,32 +356,10 @@ def main():
     d.add_argument("--asks", type=int, default=20000, help="requests without answers, to practise on")
     d.set_defaults(run=make_data)
     t = stages.add_parser("train")
-    p = stages.add_parser("practise")
-    for stage, names in ((t, ("checkpoint", "data", "out")), (p, ("first_stage", "checkpoint", "data", "out"))):
-        for name in names:
-            stage.add_argument(name)
-        for name, value in (("seconds", 250.0), ("lr", 3e-3), ("lr-embed", 5e-4), ("dropout", 0.1), ("plain", 1 / 3),
-                            ("first", 6.0), ("end", 2.0)):
-            stage.add_argument("--" + name, type=float, default=value)
-        stage.add_argument("--rows", type=int, default=48)
-        stage.add_argument("--steps", type=int, default=0, help="instead of --seconds, to try things out")
+    for name in ("checkpoint", "data", "out"):
+        t.add_argument(name)
+    options(t)
     t.set_defaults(run=train)
-    p.set_defaults(run=practise, lr=2.5e-3, lr_embed=3e-4)
-    p.add_argument("--own", type=float, default=0.4, help="at most this share of the requests is the model's own")
-    p.add_argument("--reads", type=int, default=4, help="times that an own answer is read in a round")
-    p.add_argument("--rounds", type=int, default=6)
-    p.add_argument("--told", type=int, default=6144, help="answers a round")
-    p.add_argument("--group", type=int, default=4, help="answers to one request")
-    p.add_argument("--longest", type=int, default=640, help="tokens of a request with its answer")
-    p.add_argument("--practice-temperature", type=float, default=0.8)
-    p.add_argument("--telling-seconds", type=float, default=16.0, help="if a round tells longer, the next tells half")
-    p.add_argument("--most-bits", type=float, default=1.08, help="bits a character that the kept model may have")
-    b = stages.add_parser("blend")
-    for name in ("tuned", "practised", "out"):
-        b.add_argument(name)
-    b.add_argument("--attention", type=float, default=1.0)
-    b.add_argument("--rest", type=float, default=0.5)
-    b.set_defaults(run=blend)
     a = ap.parse_args()
     a.run(a)
 
