@@ -254,7 +254,11 @@ impl Crew {
             for shard in 1..of {
                 let held = share(n, shard, of);
                 let rows = some.iter().filter(|&id| held.contains(id)).map(|id| id - held.start);
-                let request = Request::Rows { id: table.0, rows: rows.collect() };
+                let rows: Vec<_> = rows.collect();
+                if rows.is_empty() {
+                    continue;
+                }
+                let request = Request::Rows { id: table.0, rows };
                 request.encode(&[], &mut self.request)?;
                 self.post(Some(shard - 1), some.len() * row_bytes)?;
             }

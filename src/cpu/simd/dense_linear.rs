@@ -1,6 +1,6 @@
 //! Dense matrices over registers: four rows and up to four tokens at a time.
 
-use super::registers::{PREFETCH_BYTES, Simd};
+use super::registers::{Simd, ahead};
 use crate::cpu::matrix::{Dense, Values};
 use crate::cpu::rows::{RowsMut, RowsRef};
 use half::f16;
@@ -93,9 +93,10 @@ unsafe fn tile<S: Simd, const T: usize>(
                     }
                     for group in first..first + count {
                         for r in 0..ROWS {
-                            let row = q.as_ptr().add(row(r) * k + group * 32);
+                            let at = row(r) * k + group * 32;
+                            let row = q.as_ptr().add(at);
                             if T == 1 && group % 2 == 0 {
-                                S::prefetch(row.wrapping_add(PREFETCH_BYTES).cast());
+                                S::prefetch(ahead::<S>(bytemuck::cast_slice(q), at, 1));
                             }
                             let d = S::splat(scales[r][group - first]);
                             // One multiplication by the scale a group, not one a register.

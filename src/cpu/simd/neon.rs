@@ -45,7 +45,15 @@ macro_rules! registers_128 {
             unsafe { Self::load(p) }
         }
         #[inline(always)]
-        unsafe fn codes<const S: i32>(v: int32x4_t) -> int32x4_t {
+        unsafe fn splat_byte(b: u8) -> int32x4_t {
+            unsafe { vreinterpretq_s32_u8(vdupq_n_u8(b)) }
+        }
+        #[inline(always)]
+        unsafe fn and(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+            unsafe { vandq_s32(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn codes<const S: i32>(v: int32x4_t, three: int32x4_t) -> int32x4_t {
             unsafe {
                 let v = vreinterpretq_u8_s32(v);
                 let v = match S {
@@ -54,12 +62,9 @@ macro_rules! registers_128 {
                     2 => vshrq_n_u8::<4>(v),
                     _ => vshrq_n_u8::<6>(v),
                 };
-                vreinterpretq_s32_u8(if S == 3 { v } else { vandq_u8(v, vdupq_n_u8(3)) })
+                let v = vreinterpretq_s32_u8(v);
+                if S == 3 { v } else { vandq_s32(v, three) }
             }
-        }
-        #[inline(always)]
-        unsafe fn quadruple(v: int32x4_t) -> int32x4_t {
-            unsafe { vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(v), vdupq_n_u8(12))) }
         }
         #[inline(always)]
         unsafe fn upper(v: int32x4_t) -> int32x4_t {

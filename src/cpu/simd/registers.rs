@@ -36,7 +36,16 @@ pub(in crate::cpu) struct Gemm {
 
 /// How far ahead of its loads one token asks for weights. Rows are too short for the processor to
 /// see where it goes: without, a thread reads at half the speed.
-pub(super) const PREFETCH_BYTES: usize = 8192;
+const PREFETCH_BYTES: usize = 8192;
+
+/// Where the bytes are that come [`PREFETCH_BYTES`] after those at `at`: if they are read, `len` of them
+/// inside `bytes`.
+#[inline(always)]
+pub(super) fn ahead<S: Simd>(bytes: &[u8], at: usize, len: usize) -> *const u8 {
+    let next = at + PREFETCH_BYTES;
+    let last = bytes.len().saturating_sub(len);
+    bytes.as_ptr().wrapping_add(if S::PREFETCH_READS { next.min(last) } else { next })
+}
 
 /// Registers of one instruction set.
 ///
@@ -58,19 +67,22 @@ pub(super) trait Simd {
     /// Floats.
     type Float: Copy;
 
-    /// Asks for the cache line at `p`, which need not be valid; nothing where there is no such
-    /// instruction.
-    #[inline(always)]
-    unsafe fn prefetch(_p: *const u8) {}
+    /// Whether [`Simd::prefetch`] reads a byte, for want of another way to ask.
+    const PREFETCH_READS: bool = false;
+    /// Asks for the cache line at `p`.
+    unsafe fn prefetch(p: *const u8);
 
     unsafe fn zero() -> Self::Int;
     unsafe fn load(p: *const u8) -> Self::Int;
     /// Loads `lanes` lanes, the rest zero.
     unsafe fn load_part(p: *const u8, lanes: usize) -> Self::Int;
-    /// Bits `2S` and `2S + 1` of each byte.
-    unsafe fn codes<const S: i32>(v: Self::Int) -> Self::Int;
-    /// Bits 2 and 3 of each byte where they are: four times a code.
-    unsafe fn quadruple(v: Self::Int) -> Self::Int;
+    /// `b` in every byte. To be made before a loop: engines of WebAssembly put a constant together, with
+    /// three instructions, wherever it is used.
+    unsafe fn splat_byte(b: u8) -> Self::Int;
+    /// `a & b`.
+    unsafe fn and(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Bits `2S` and `2S + 1` of each byte; `three` in every byte.
+    unsafe fn codes<const S: i32>(v: Self::Int, three: Self::Int) -> Self::Int;
     /// The upper half of each byte in the place of the lower; the upper may be anything.
     unsafe fn upper(v: Self::Int) -> Self::Int;
     /// `narrow + fours / 4`: narrow sums and those of products with quadruple codes.

@@ -110,6 +110,7 @@ unsafe fn tile_of<S: Wide, const T: usize>(
     let row = Row { task, panel, scales };
     // SAFETY: the caller's; pointers to whole rows of codes and whole panels.
     unsafe {
+        let three = S::splat_byte(3);
         let mut partial = [[S::splat(0.0); T]; 8];
         if segments.halves() == 2 {
             for block in 0..blocks {
@@ -117,12 +118,12 @@ unsafe fn tile_of<S: Wide, const T: usize>(
                 let x = x.add(block * BLOCK * T);
                 let mut first = [S::zero(); T];
                 let mut second = [S::zero(); T];
-                shifted::<S, T, 0>(turned, x, &mut first);
-                shifted::<S, T, 1>(turned, x, &mut first);
+                shifted::<S, T, 0>(turned, three, x, &mut first);
+                shifted::<S, T, 1>(turned, three, x, &mut first);
                 row.join::<S, T>(2 * block, widened::<S, T>(first), &mut partial);
                 if 2 * block + 1 < segments.count {
-                    shifted::<S, T, 2>(turned, x, &mut second);
-                    shifted::<S, T, 3>(turned, x, &mut second);
+                    shifted::<S, T, 2>(turned, three, x, &mut second);
+                    shifted::<S, T, 3>(turned, three, x, &mut second);
                     row.join::<S, T>(2 * block + 1, widened::<S, T>(second), &mut partial);
                 }
             }
@@ -140,10 +141,10 @@ unsafe fn tile_of<S: Wide, const T: usize>(
                     for block in block..stop {
                         let turned = turn::<S>(&codes, block);
                         let x = x.add(block * BLOCK * T);
-                        shifted::<S, T, 0>(turned, x, &mut narrow);
-                        shifted::<S, T, 1>(turned, x, &mut narrow);
-                        shifted::<S, T, 2>(turned, x, &mut narrow);
-                        shifted::<S, T, 3>(turned, x, &mut narrow);
+                        shifted::<S, T, 0>(turned, three, x, &mut narrow);
+                        shifted::<S, T, 1>(turned, three, x, &mut narrow);
+                        shifted::<S, T, 2>(turned, three, x, &mut narrow);
+                        shifted::<S, T, 3>(turned, three, x, &mut narrow);
                     }
                     for t in 0..T {
                         sums[t] = S::widen(sums[t], narrow[t]);
@@ -236,13 +237,14 @@ unsafe fn turn<S: Wide>(codes: &[*const u8; 16], block: usize) -> [S::Int; 4] {
 #[inline(always)]
 unsafe fn shifted<S: Wide, const T: usize, const SHIFT: i32>(
     turned: [S::Int; 4],
+    three: S::Int,
     x: *const i8,
     narrow: &mut [S::Int; T],
 ) {
     for j in 0..4 {
         // SAFETY: the caller's.
         unsafe {
-            let codes = S::codes::<SHIFT>(turned[j]);
+            let codes = S::codes::<SHIFT>(turned[j], three);
             let x = x.add((SHIFT as usize * 16 + 4 * j) * T);
             for t in 0..T {
                 narrow[t] = S::dot(narrow[t], codes, S::splat_word(x.add(4 * t)));

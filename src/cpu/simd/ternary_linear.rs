@@ -1,7 +1,7 @@
 //! W2A8 over registers: a tile of four rows and a few tokens, whose lanes lie along the row. For one
 //! token (decode, bound by memory), and for many where `ternary_gemm` is not.
 
-use super::registers::{PREFETCH_BYTES, Simd};
+use super::registers::{Simd, ahead};
 use super::segments::{ROWS, Scales, Segments};
 use crate::cpu::matrix::Ternary;
 use crate::cpu::quantize::QuantRows;
@@ -74,26 +74,98 @@ pub(super) unsafe fn ternary_linear<S: Simd>(
     out: &RowsMut<'_>,
 ) {
     let mut scales = Scales::default();
+    let mut unpacked = vec![0u8; if out.rows > 1 { ROWS * task.stride } else { 0 }];
     for start in rows.clone().step_by(ROWS_A_PASS) {
-        let rows = start..(start + ROWS_A_PASS).min(rows.end);
+        let pass = start..(start + ROWS_A_PASS).min(rows.end);
         // SAFETY: the caller's.
-        unsafe { scales.fill::<S>(&task.w, task.segments, rows.clone()) };
-        let mut t = 0;
-        while t < out.rows {
-            let left = out.rows - t;
-            let tokens = if S::TOKENS >= 4 && left >= 4 { 4 } else { left.min(2) };
-            for (i, n) in rows.clone().step_by(ROWS).enumerate() {
-                let n = n..(n + ROWS).min(rows.end);
-                // SAFETY: the caller's; the tile lies inside `rows`.
-                unsafe {
+        unsafe { scales.fill::<S>(&task.w, task.segments, pass.clone()) };
+        for (i, n) in pass.clone().step_by(ROWS).enumerate() {
+            let n = n..(n + ROWS).min(pass.end);
+            // SAFETY: the caller's; the tile lies inside `rows`.
+            unsafe {
+                let mut codes = Codes::<S>::new(task, n.clone());
+                codes.unpack(&mut unpacked);
+                let mut t = 0;
+                while t < out.rows {
+                    let left = out.rows - t;
+                    let tokens = if S::TOKENS >= 4 && left >= 4 { 4 } else { left.min(2) };
                     match tokens {
-                        4 => tile::<S, 4>(task, t, n, out, scales.tile(i)),
-                        2 => tile::<S, 2>(task, t, n, out, scales.tile(i)),
-                        _ => tile::<S, 1>(task, t, n, out, scales.tile(i)),
+                        4 => tile::<S, 4>(task, &codes, t, n.clone(), out, scales.tile(i)),
+                        2 => tile::<S, 2>(task, &codes, t, n.clone(), out, scales.tile(i)),
+                        _ => tile::<S, 1>(task, &codes, t, n.clone(), out, scales.tile(i)),
+                    }
+                    t += tokens;
+                }
+            }
+        }
+    }
+}
+
+/// Where the codes of a tile are.
+struct Codes<S: Simd> {
+    rows: [*const u8; ROWS],
+    /// As many bytes as a tile has, of the tiles that come next.
+    ahead: *const u8,
+    /// For more tokens than one, `[register, 4 in a byte, row]`: a byte a code.
+    unpacked: *const u8,
+    /// Of a row.
+    blocks: usize,
+    /// Masks of two neighbouring codes.
+    three: S::Int,
+    twelve: S::Int,
+}
+
+impl<S: Simd> Codes<S> {
+    #[inline(always)]
+    unsafe fn new(task: &Task<'_>, rows: Range<usize>) -> Self {
+        let row_bytes = task.w.row_bytes();
+        // A tile past the last row repeats it.
+        let row = |r: usize| task.w.row((rows.start + r).min(rows.end - 1)).as_ptr();
+        // With fewer rows than a tile has, activations are asked for: they are as many bytes.
+        let (codes, at) = match task.w.codes.len() < ROWS * row_bytes {
+            true => (bytemuck::cast_slice(&task.q), 0),
+            false => (task.w.codes, rows.start * row_bytes),
+        };
+        let ahead = ahead::<S>(codes, at, ROWS * row_bytes);
+        let blocks = row_bytes / BLOCK_BYTES;
+        // SAFETY: the caller's.
+        let (three, twelve) = unsafe { (S::splat_byte(3), S::splat_byte(12)) };
+        let rows = [row(0), row(1), row(2), row(3)];
+        Codes { rows, ahead, unpacked: std::ptr::null(), blocks, three, twelve }
+    }
+
+    /// Fills `to`, if it has room, as `unpacked` says.
+    #[inline(always)]
+    unsafe fn unpack(&mut self, to: &mut [u8]) {
+        self.unpacked = to.as_ptr();
+        for (i, to) in to.chunks_exact_mut(64 * S::LANES * ROWS).enumerate() {
+            let mut to = to.as_mut_ptr();
+            for shift in 0..4 {
+                for r in 0..ROWS {
+                    // SAFETY: the caller's; `to` has room for four registers of each row.
+                    unsafe {
+                        let packed = self.load(r, i, self.blocks - i * S::LANES);
+                        let codes = match shift {
+                            0 => S::codes::<0>(packed, self.three),
+                            1 => S::codes::<1>(packed, self.three),
+                            2 => S::codes::<2>(packed, self.three),
+                            _ => S::codes::<3>(packed, self.three),
+                        };
+                        S::store(to.cast(), codes);
+                        to = to.add(16 * S::LANES);
                     }
                 }
             }
-            t += tokens;
+        }
+    }
+
+    /// Register `i` of row `r`; `lanes`: those that the row has from there on.
+    #[inline(always)]
+    unsafe fn load(&self, r: usize, i: usize, lanes: usize) -> S::Int {
+        // SAFETY: the caller's.
+        unsafe {
+            let at = self.rows[r].add(i * 16 * S::LANES);
+            if lanes >= S::LANES { S::load(at) } else { S::load_part(at, lanes) }
         }
     }
 }
@@ -102,14 +174,12 @@ pub(super) unsafe fn ternary_linear<S: Simd>(
 #[inline(always)]
 unsafe fn tile<S: Simd, const T: usize>(
     task: &Task<'_>,
+    codes: &Codes<S>,
     t0: usize,
     rows: Range<usize>,
     out: &RowsMut<'_>,
     scales: Option<&[f32]>,
 ) {
-    // A tile past the last row repeats it.
-    let row = |r: usize| task.w.row((rows.start + r).min(rows.end - 1)).as_ptr();
-    let rows_at: [*const u8; ROWS] = [row(0), row(1), row(2), row(3)];
     let mut x = [task.q.as_ptr(); T];
     for (t, x) in x.iter_mut().enumerate() {
         *x = task.q[(t0 + t) * task.stride..][..task.stride].as_ptr();
@@ -117,114 +187,129 @@ unsafe fn tile<S: Simd, const T: usize>(
     // SAFETY: pointers to whole rows of codes and of lined-up activations.
     unsafe {
         if task.segments.count == 1 && scales.is_none() {
-            uniform::<S, T>(task, rows_at, x, t0, rows, out);
+            uniform::<S, T>(task, codes, x, t0, rows, out);
         } else if task.segments.halves() == 2 {
-            segmented::<S, T, 2>(task, rows_at, x, t0, rows, out, scales);
+            segmented::<S, T, 2>(task, codes, x, t0, rows, out, scales);
         } else {
-            segmented::<S, T, 1>(task, rows_at, x, t0, rows, out, scales);
+            segmented::<S, T, 1>(task, codes, x, t0, rows, out, scales);
         }
     }
 }
 
-/// Adds one register of codes of each row times activations to narrow sums. Of one token, whose time is
-/// that of unpacking, every other code stays where it is, four times too large: `fours` takes those.
+/// Adds halves `FROM..TO` (weights 0 to 31 and 32 to 63 of each block) of registers `range` of each row
+/// times the activations of one token, whose time is that of unpacking. Every other code stays where it
+/// is, four times too large: `fours` takes those.
 #[inline(always)]
-unsafe fn step<S: Simd, const T: usize>(
-    codes: [S::Int; ROWS],
+unsafe fn packed<S: Simd, const FROM: usize, const TO: usize>(
+    codes: &Codes<S>,
+    range: Range<usize>,
+    x: *const i8,
+    narrow: [S::Int; ROWS],
+) -> [S::Int; ROWS] {
+    let whole = codes.blocks / S::LANES;
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = (narrow, [S::zero(); ROWS]);
+        for i in range.start..range.end.min(whole) {
+            sums = step::<S, FROM, TO>(codes, i, S::LANES, x, sums);
+        }
+        if S::LANES > 1 && range.end > whole {
+            sums = step::<S, FROM, TO>(codes, whole, codes.blocks % S::LANES, x, sums);
+        }
+        let (mut narrow, fours) = sums;
+        for r in 0..ROWS {
+            narrow[r] = S::add_quarter(narrow[r], fours[r]);
+        }
+        narrow
+    }
+}
+
+/// Register `i`, of which `lanes` lanes lie inside the row.
+#[inline(always)]
+unsafe fn step<S: Simd, const FROM: usize, const TO: usize>(
+    codes: &Codes<S>,
+    i: usize,
+    lanes: usize,
+    x: *const i8,
+    (mut narrow, mut fours): ([S::Int; ROWS], [S::Int; ROWS]),
+) -> ([S::Int; ROWS], [S::Int; ROWS]) {
+    // SAFETY: the caller's.
+    unsafe {
+        if FROM == 0 {
+            // Four rows' worth of a register, one behind the other: what is ahead are the next tiles.
+            for line in 0..S::LANES {
+                S::prefetch(codes.ahead.wrapping_add((i * S::LANES + line) * 64));
+            }
+        }
+        for half in FROM..TO {
+            // Added apart: what is constant becomes part of the instruction.
+            let x = x.add(i * 64 * S::LANES).add(half * 32 * S::LANES).cast();
+            let (near, far) = (S::load(x), S::load(x.add(16 * S::LANES)));
+            for r in 0..ROWS {
+                let v = codes.load(r, i, lanes);
+                let v = if half == 0 { v } else { S::upper(v) };
+                narrow[r] = S::dot(narrow[r], S::and(v, codes.three), near);
+                fours[r] = S::dot(fours[r], S::and(v, codes.twelve), far);
+            }
+        }
+    }
+    (narrow, fours)
+}
+
+/// Adds unpacked registers `range` of each row times the activations of some tokens to narrow sums.
+#[inline(always)]
+unsafe fn unpacked<S: Simd, const T: usize>(
+    codes: &Codes<S>,
+    range: Range<usize>,
     x: &[*const i8; T],
-    at: usize,
     narrow: &mut [[S::Int; T]; ROWS],
-    fours: &mut [S::Int; ROWS],
+) {
+    for i in range {
+        // SAFETY: the caller's.
+        unsafe {
+            let at = codes.unpacked.add(i * ROWS * 16 * S::LANES);
+            let mut values = [S::zero(); T];
+            for t in 0..T {
+                values[t] = S::load(x[t].add(i * 16 * S::LANES).cast());
+            }
+            for r in 0..ROWS {
+                let codes = S::load(at.add(r * 16 * S::LANES));
+                for t in 0..T {
+                    narrow[r][t] = S::dot(narrow[r][t], codes, values[t]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds part `HALF` of `HALVES` of registers `range` of each row times activations to narrow sums.
+#[inline(always)]
+unsafe fn products<S: Simd, const T: usize, const HALF: usize, const HALVES: usize>(
+    codes: &Codes<S>,
+    range: Range<usize>,
+    x: &[*const i8; T],
+    narrow: &mut [[S::Int; T]; ROWS],
 ) {
     // SAFETY: the caller's.
     unsafe {
         if T > 1 {
-            shifted::<S, T, 0>(codes, x, at, narrow);
-            shifted::<S, T, 1>(codes, x, at, narrow);
-            shifted::<S, T, 2>(codes, x, at, narrow);
-            shifted::<S, T, 3>(codes, x, at, narrow);
-            return;
+            let (first, len) = (4 * range.start + HALF * 2, 4 * range.len() / HALVES);
+            return unpacked::<S, T>(codes, first..first + len, x, narrow);
         }
-        for half in 0..2 {
-            let x = x[0].add(at + half * 32 * S::LANES).cast();
-            let (near, far) = (S::load(x), S::load(x.add(16 * S::LANES)));
-            for r in 0..ROWS {
-                let v = if half == 0 { codes[r] } else { S::upper(codes[r]) };
-                narrow[r][0] = S::dot(narrow[r][0], S::codes::<0>(v), near);
-                fours[r] = S::dot(fours[r], S::quadruple(v), far);
-            }
-        }
-    }
-}
-
-/// Adds what [`step`] left in `fours`.
-#[inline(always)]
-unsafe fn add_fours<S: Simd, const T: usize>(
-    narrow: &mut [[S::Int; T]; ROWS],
-    fours: [S::Int; ROWS],
-) {
-    if T == 1 {
-        for r in 0..ROWS {
-            // SAFETY: the caller's.
-            narrow[r][0] = unsafe { S::add_quarter(narrow[r][0], fours[r]) };
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn shifted<S: Simd, const T: usize, const SHIFT: i32>(
-    codes: [S::Int; ROWS],
-    x: &[*const i8; T],
-    at: usize,
-    narrow: &mut [[S::Int; T]; ROWS],
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        let c = [
-            S::codes::<SHIFT>(codes[0]),
-            S::codes::<SHIFT>(codes[1]),
-            S::codes::<SHIFT>(codes[2]),
-            S::codes::<SHIFT>(codes[3]),
-        ];
-        for t in 0..T {
-            let x = S::load(x[t].add(at + SHIFT as usize * 16 * S::LANES).cast());
-            for r in 0..ROWS {
-                narrow[r][t] = S::dot(narrow[r][t], c[r], x);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn load_codes<S: Simd>(rows: [*const u8; ROWS], at: usize, lanes: usize) -> [S::Int; ROWS] {
-    // SAFETY: the caller's.
-    unsafe {
-        if lanes == S::LANES {
-            [
-                S::load(rows[0].add(at)),
-                S::load(rows[1].add(at)),
-                S::load(rows[2].add(at)),
-                S::load(rows[3].add(at)),
-            ]
+        let mut sums = [narrow[0][0], narrow[1][0], narrow[2][0], narrow[3][0]];
+        if HALVES == 1 && S::LANES > 1 {
+            sums = packed::<S, 0, 2>(codes, range, x[0], sums);
         } else {
-            [
-                S::load_part(rows[0].add(at), lanes),
-                S::load_part(rows[1].add(at), lanes),
-                S::load_part(rows[2].add(at), lanes),
-                S::load_part(rows[3].add(at), lanes),
-            ]
+            // Half by half: fewer registers, of which WebAssembly's engines have 15.
+            if HALVES == 1 || HALF == 0 {
+                sums = packed::<S, 0, 1>(codes, range.clone(), x[0], sums);
+            }
+            if HALVES == 1 || HALF == 1 {
+                sums = packed::<S, 1, 2>(codes, range, x[0], sums);
+            }
         }
-    }
-}
-
-/// The rows of a tile lie one behind the other: what is ahead of them are the next tiles.
-#[inline(always)]
-unsafe fn prefetch<S: Simd>(rows: [*const u8; ROWS], at: usize) {
-    // Once a cache line.
-    if at.is_multiple_of(64) {
-        for row in rows {
-            // SAFETY: the caller's; nothing is read.
-            unsafe { S::prefetch(row.wrapping_add(at + PREFETCH_BYTES)) };
+        for r in 0..ROWS {
+            narrow[r][0] = sums[r];
         }
     }
 }
@@ -247,41 +332,25 @@ unsafe fn widen<S: Simd, const T: usize>(
 #[inline(always)]
 unsafe fn uniform<S: Simd, const T: usize>(
     task: &Task<'_>,
-    rows_at: [*const u8; ROWS],
+    codes: &Codes<S>,
     x: [*const i8; T],
     t0: usize,
     rows: Range<usize>,
     out: &RowsMut<'_>,
 ) {
-    let blocks = task.w.row_bytes() / BLOCK_BYTES;
     // SAFETY: the caller's.
     unsafe {
         let mut wide = [[S::zero(); T]; ROWS];
         // Four dots a register; of one token two for each sum, of which half count four times.
         let run = S::NARROW_DOTS / if T == 1 { 8 } else { 4 };
+        let registers = codes.blocks.div_ceil(S::LANES);
         let mut at = 0;
-        while at < blocks / S::LANES {
+        while at < registers {
             let mut narrow = [[S::zero(); T]; ROWS];
-            let mut fours = [S::zero(); ROWS];
-            let end = blocks.div_euclid(S::LANES).min(at.saturating_add(run));
-            for i in at..end {
-                if T == 1 {
-                    prefetch::<S>(rows_at, i * 16 * S::LANES);
-                }
-                let codes = load_codes::<S>(rows_at, i * 16 * S::LANES, S::LANES);
-                step::<S, T>(codes, &x, i * 64 * S::LANES, &mut narrow, &mut fours);
-            }
-            add_fours::<S, T>(&mut narrow, fours);
+            let end = registers.min(at.saturating_add(run));
+            products::<S, T, 0, 1>(codes, at..end, &x, &mut narrow);
             widen::<S, T>(&mut wide, narrow);
             at = end;
-        }
-        if !blocks.is_multiple_of(S::LANES) {
-            let mut narrow = [[S::zero(); T]; ROWS];
-            let mut fours = [S::zero(); ROWS];
-            let codes = load_codes::<S>(rows_at, at * 16 * S::LANES, blocks % S::LANES);
-            step::<S, T>(codes, &x, at * 64 * S::LANES, &mut narrow, &mut fours);
-            add_fours::<S, T>(&mut narrow, fours);
-            widen::<S, T>(&mut wide, narrow);
         }
         for t in 0..T {
             let mut lanes = [0i32; 16];
@@ -302,51 +371,43 @@ unsafe fn uniform<S: Simd, const T: usize>(
 #[inline(always)]
 unsafe fn segmented<S: Simd, const T: usize, const HALVES: usize>(
     task: &Task<'_>,
-    rows_at: [*const u8; ROWS],
+    codes: &Codes<S>,
     x: [*const i8; T],
     t0: usize,
     rows: Range<usize>,
     out: &RowsMut<'_>,
     scales: Option<&[f32]>,
 ) {
-    let blocks = task.w.row_bytes() / BLOCK_BYTES;
     // Registers that fill the lanes of one with sums of whole segments: 1, 2 or 4.
     let registers = (task.segments.len / 64).max(1);
     // Those that add up as they are; the others' lanes are added in pairs.
-    let run = (registers / S::LANES).max(1);
+    let run = if S::LANES == 1 { registers } else { (registers / S::LANES).max(1) };
+    let parts = if S::LANES == 1 { 1 } else { registers / run };
     let units = task.segments.units();
     // Registers of sums until a lane's partial sum comes again.
     let period = 4 / S::LANES;
+    let mut sums_at = [std::ptr::null(); T];
+    let mut d_at = [std::ptr::null(); T];
+    for t in 0..T {
+        let (sums, d) = task.scales(t0 + t);
+        (sums_at[t], d_at[t]) = (sums.as_ptr(), d.as_ptr());
+    }
+    let scales = scales.map(<[f32]>::as_ptr);
+    let whole = codes.blocks.div_ceil(S::LANES);
     // SAFETY: the caller's; `units` are whole registers, of sums and scales as well.
     unsafe {
         let mut partial = [[[S::splat(0.0); T]; 4]; HALVES];
-        for batch in 0..blocks.div_ceil(S::LANES * registers) {
+        for batch in 0..codes.blocks.div_ceil(S::LANES * registers) {
             let mut joined = [[[S::zero(); T]; 4]; HALVES];
-            for i in 0..registers / run {
+            for i in 0..parts {
                 let mut sums = [[[S::zero(); T]; ROWS]; HALVES];
-                let mut fours = [S::zero(); ROWS];
                 let first = batch * registers + i * run;
-                for register in first..first + run {
-                    let lanes = blocks.saturating_sub(register * S::LANES).min(S::LANES);
-                    if lanes == 0 {
-                        break;
-                    }
-                    if T == 1 {
-                        prefetch::<S>(rows_at, register * 16 * S::LANES);
-                    }
-                    let codes = load_codes::<S>(rows_at, register * 16 * S::LANES, lanes);
-                    let at = register * 64 * S::LANES;
-                    if HALVES == 1 {
-                        step::<S, T>(codes, &x, at, &mut sums[0], &mut fours);
-                    } else {
-                        shifted::<S, T, 0>(codes, &x, at, &mut sums[0]);
-                        shifted::<S, T, 1>(codes, &x, at, &mut sums[0]);
-                        shifted::<S, T, 2>(codes, &x, at, &mut sums[HALVES - 1]);
-                        shifted::<S, T, 3>(codes, &x, at, &mut sums[HALVES - 1]);
-                    }
-                }
+                let range = first..(first + run).min(whole);
                 if HALVES == 1 {
-                    add_fours::<S, T>(&mut sums[0], fours);
+                    products::<S, T, 0, 1>(codes, range, &x, &mut sums[0]);
+                } else {
+                    products::<S, T, 0, 2>(codes, range.clone(), &x, &mut sums[0]);
+                    products::<S, T, 1, 2>(codes, range, &x, &mut sums[HALVES - 1]);
                 }
                 for half in 0..HALVES {
                     for t in 0..T {
@@ -359,36 +420,53 @@ unsafe fn segmented<S: Simd, const T: usize, const HALVES: usize>(
                 for t in 0..T {
                     let j = &joined[half];
                     let (a, b, c, d) = (j[0][t], j[1][t], j[2][t], j[3][t]);
-                    let total = match registers / run {
+                    let total = match parts {
                         1 => a,
                         2 => S::pair_lanes(a, b),
                         _ => S::pair_lanes(S::pair_lanes(a, b), S::pair_lanes(c, d)),
                     };
-                    let (sums, d) = task.scales(t0 + t);
                     let at = (half * units + unit) * ROWS;
-                    let sum = S::sub(total, S::load(sums[at..].as_ptr().cast()));
-                    let mut d = S::load_f32(d[at..].as_ptr());
+                    let sum = S::sub(total, S::load(sums_at[t].add(at).cast()));
+                    let mut d = S::load_f32(d_at[t].add(at));
                     if let Some(scales) = scales {
-                        d = S::mul(d, S::load_f32(scales[unit * ROWS..].as_ptr()));
+                        d = S::mul(d, S::load_f32(scales.add(unit * ROWS)));
                     }
                     let partial = &mut partial[half][batch % period][t];
                     *partial = S::add(*partial, S::mul(S::to_f32(sum), d));
                 }
             }
         }
+        let row_scales = &task.w.row_scales[rows.clone()];
         for t in 0..T {
-            // `[4, ROWS]` of each half.
-            let mut lanes = [[0.0f32; 4 * ROWS]; HALVES];
-            for (lanes, partial) in lanes.iter_mut().zip(&partial) {
-                for (lanes, partial) in lanes.chunks_exact_mut(S::FLOATS).zip(partial) {
-                    S::store_f32(lanes.as_mut_ptr(), partial[t]);
+            let mut totals = [0.0f32; ROWS];
+            if S::LANES == 1 {
+                // Neighbours first, as `join` does.
+                let mut p =
+                    [partial[0][0][t], partial[0][1][t], partial[0][2][t], partial[0][3][t]];
+                for half in 1..HALVES {
+                    for i in 0..4 {
+                        p[i] = S::add(p[i], partial[half][i][t]);
+                    }
+                }
+                let total = S::add(S::add(p[0], p[1]), S::add(p[2], p[3]));
+                S::store_f32(totals.as_mut_ptr(), total);
+            } else {
+                // `[4, ROWS]` of each half.
+                let mut lanes = [[0.0f32; 4 * ROWS]; HALVES];
+                for (lanes, partial) in lanes.iter_mut().zip(&partial) {
+                    for (lanes, partial) in lanes.chunks_exact_mut(S::FLOATS).zip(partial) {
+                        S::store_f32(lanes.as_mut_ptr(), partial[t]);
+                    }
+                }
+                for (r, total) in totals.iter_mut().enumerate() {
+                    let mut row: [f32; 8] =
+                        std::array::from_fn(|i| lanes[i % HALVES][i / HALVES % 4 * ROWS + r]);
+                    *total = join(&mut row, 4 * HALVES);
                 }
             }
             let out = out.part(t0 + t, rows.clone());
-            for (r, out) in out.iter_mut().enumerate() {
-                let mut row: [f32; 8] =
-                    std::array::from_fn(|i| lanes[i % HALVES][i / HALVES % 4 * ROWS + r]);
-                *out = join(&mut row, 4 * HALVES) * task.w.row_scales[rows.start + r];
+            for ((out, total), scale) in out.iter_mut().zip(totals).zip(row_scales) {
+                *out = total * scale;
             }
         }
     }

@@ -12,17 +12,22 @@ use crate::plan::{ActQuant, Activation};
 use std::arch::wasm32::*;
 use std::ops::Range;
 
-/// 128-bit registers.
+/// 128-bit registers; bytes multiplied into i16.
 pub(super) struct Simd128;
 
 impl Simd for Simd128 {
     const LANES: usize = 1;
     const FLOATS: usize = 4;
-    const NARROW_DOTS: usize = 32;
+    const PREFETCH_READS: bool = true;
     const TOKENS: usize = 2;
     type Int = v128;
     type Float = v128;
 
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // Nobody waits for it.
+        unsafe { p.read_volatile() };
+    }
     #[inline(always)]
     unsafe fn zero() -> v128 {
         i32x4_splat(0)
@@ -36,36 +41,20 @@ impl Simd for Simd128 {
         unsafe { v128_load(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn codes<const S: i32>(v: v128) -> v128 {
-        v128_and(u16x8_shr(v, 2 * S as u32), u8x16_splat(3))
-    }
-    #[cfg(not(target_feature = "relaxed-simd"))]
-    #[inline(always)]
-    unsafe fn dot(narrow: v128, codes: v128, x: v128) -> v128 {
-        let low = i16x8_extmul_low_i8x16(codes, x);
-        i16x8_add(narrow, i16x8_add(low, i16x8_extmul_high_i8x16(codes, x)))
-    }
-    #[cfg(target_feature = "relaxed-simd")]
-    #[inline(always)]
-    unsafe fn dot(narrow: v128, codes: v128, x: v128) -> v128 {
-        // Codes are within 0..=127, where the relaxed instruction has one meaning everywhere.
-        i16x8_add(narrow, i16x8_relaxed_dot_i8x16_i7x16(x, codes))
+    unsafe fn splat_byte(b: u8) -> v128 {
+        std::hint::black_box(u8x16_splat(b))
     }
     #[inline(always)]
-    unsafe fn quadruple(v: v128) -> v128 {
-        v128_and(v, u8x16_splat(12))
+    unsafe fn and(a: v128, b: v128) -> v128 {
+        v128_and(a, b)
+    }
+    #[inline(always)]
+    unsafe fn codes<const S: i32>(v: v128, three: v128) -> v128 {
+        v128_and(if S == 0 { v } else { u16x8_shr(v, 2 * S as u32) }, three)
     }
     #[inline(always)]
     unsafe fn upper(v: v128) -> v128 {
         u16x8_shr(v, 4)
-    }
-    #[inline(always)]
-    unsafe fn add_quarter(narrow: v128, fours: v128) -> v128 {
-        i16x8_add(narrow, i16x8_shr(fours, 2))
-    }
-    #[inline(always)]
-    unsafe fn widen(wide: v128, narrow: v128) -> v128 {
-        i32x4_add(wide, i32x4_extadd_pairwise_i16x8(narrow))
     }
     #[inline(always)]
     unsafe fn sum4(a: v128, b: v128, c: v128, d: v128) -> v128 {
@@ -136,6 +125,28 @@ impl Simd for Simd128 {
     unsafe fn sum(v: v128) -> f32 {
         let v = f32x4_add(v, i64x2_shuffle::<1, 0>(v, v));
         f32x4_extract_lane::<0>(v) + f32x4_extract_lane::<1>(v)
+    }
+    const NARROW_DOTS: usize = 32;
+
+    #[cfg(not(target_feature = "relaxed-simd"))]
+    #[inline(always)]
+    unsafe fn dot(narrow: v128, codes: v128, x: v128) -> v128 {
+        let low = i16x8_extmul_low_i8x16(codes, x);
+        i16x8_add(narrow, i16x8_add(low, i16x8_extmul_high_i8x16(codes, x)))
+    }
+    #[cfg(target_feature = "relaxed-simd")]
+    #[inline(always)]
+    unsafe fn dot(narrow: v128, codes: v128, x: v128) -> v128 {
+        // Codes are within 0..=127, where the relaxed instruction has one meaning everywhere.
+        i16x8_add(narrow, i16x8_relaxed_dot_i8x16_i7x16(x, codes))
+    }
+    #[inline(always)]
+    unsafe fn add_quarter(narrow: v128, fours: v128) -> v128 {
+        i16x8_add(narrow, i16x8_shr(fours, 2))
+    }
+    #[inline(always)]
+    unsafe fn widen(wide: v128, narrow: v128) -> v128 {
+        i32x4_add(wide, i32x4_extadd_pairwise_i16x8(narrow))
     }
 }
 

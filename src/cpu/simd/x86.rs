@@ -41,7 +41,15 @@ macro_rules! registers_256 {
             unsafe { _mm256_zextsi128_si256(_mm_loadu_si128(p.cast())) }
         }
         #[inline(always)]
-        unsafe fn codes<const S: i32>(v: __m256i) -> __m256i {
+        unsafe fn splat_byte(b: u8) -> __m256i {
+            unsafe { _mm256_set1_epi8(b as i8) }
+        }
+        #[inline(always)]
+        unsafe fn and(a: __m256i, b: __m256i) -> __m256i {
+            unsafe { _mm256_and_si256(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn codes<const S: i32>(v: __m256i, three: __m256i) -> __m256i {
             unsafe {
                 let v = match S {
                     0 => v,
@@ -49,12 +57,8 @@ macro_rules! registers_256 {
                     2 => _mm256_srli_epi16::<4>(v),
                     _ => _mm256_srli_epi16::<6>(v),
                 };
-                _mm256_and_si256(v, _mm256_set1_epi8(3))
+                _mm256_and_si256(v, three)
             }
-        }
-        #[inline(always)]
-        unsafe fn quadruple(v: __m256i) -> __m256i {
-            unsafe { _mm256_and_si256(v, _mm256_set1_epi8(12)) }
         }
         #[inline(always)]
         unsafe fn upper(v: __m256i) -> __m256i {
@@ -189,7 +193,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_maskz_loadu_epi64((1u8 << (2 * lanes)) - 1, p.cast()) }
     }
     #[inline(always)]
-    unsafe fn codes<const S: i32>(v: __m512i) -> __m512i {
+    unsafe fn splat_byte(b: u8) -> __m512i {
+        unsafe { _mm512_set1_epi8(b as i8) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn codes<const S: i32>(v: __m512i, three: __m512i) -> __m512i {
         unsafe {
             let v = match S {
                 0 => v,
@@ -197,16 +209,12 @@ impl Simd for Avx512 {
                 2 => _mm512_srli_epi16::<4>(v),
                 _ => _mm512_srli_epi16::<6>(v),
             };
-            _mm512_and_si512(v, _mm512_set1_epi8(3))
+            _mm512_and_si512(v, three)
         }
     }
     #[inline(always)]
     unsafe fn dot(narrow: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(narrow, codes, x) }
-    }
-    #[inline(always)]
-    unsafe fn quadruple(v: __m512i) -> __m512i {
-        unsafe { _mm512_and_si512(v, _mm512_set1_epi8(12)) }
     }
     #[inline(always)]
     unsafe fn upper(v: __m512i) -> __m512i {
