@@ -1,8 +1,11 @@
 // Threads of the CPU path: workers with an engine of their own, each of which holds rows of every
 // matrix (src/cpu/shards.rs has the what and why; here the bytes are carried).
 //
-// Where memory can be shared (cross-origin isolated pages, Node) the workers sleep until a word
+// Where memory can be shared (cross-origin isolated pages, Node) the workers wait until a word
 // changes; elsewhere requests and answers are messages, and no special headers are needed.
+//
+// To wake a thread takes as long as a small product. So those that wait stay awake for a while, longer than
+// what is done between two products, before they sleep.
 import { BitNetError } from './errors.js';
 import { platform } from './platform.js';
 import { remote } from './rpc.js';
@@ -14,6 +17,10 @@ const ROOM = 4 << 20;
 const LEFT = 0, LENGTH = 1, WORKERS = 2;
 /** A worker's words, from WORKERS on. */
 const EPOCH = 0, ANSWER = 1, WORDS = 2;
+/** A thread that waits looks so long before it sleeps. */
+const AWAKE_MS = 3;
+/** Looks between two looks at the clock, which takes longer than they do. */
+const LOOKS = 512;
 /** The caller sleeps so long before it looks whether a worker has died. */
 const NAP_MS = 100;
 /** A worker that has been asked for so long, while this thread was awake, will not answer. */
@@ -28,6 +35,36 @@ function canShare() {
     return Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 0) === 'timed-out';
   } catch {
     return false;
+  }
+}
+
+/** Tells the processor, where there is a way to, that this thread only waits. @type {() => void} */
+const pause = /** @type {any} */ (Atomics).pause ?? (() => {});
+
+/** Waits for words to change: awake as long as the wait before was short, for on a busy machine who looks
+ * keeps another from working. */
+class Watch {
+  short = true;
+
+  /** @param {boolean} looks whether to look at all */
+  constructor(looks) {
+    this.looks = looks;
+  }
+
+  /** Whether a word is no longer `old` within `ms`.
+   * @param {Int32Array} control @param {number} at @param {number} old @param {number} [ms] */
+  wait(control, at, old, ms) {
+    if (Atomics.load(control, at) !== old) return true;
+    const start = performance.now();
+    if (this.looks && this.short) {
+      for (let looks = 1; looks % LOOKS || performance.now() - start < AWAKE_MS; looks++) {
+        if (Atomics.load(control, at) !== old) return true;
+        pause();
+      }
+    }
+    const changed = Atomics.wait(control, at, old, ms) !== 'timed-out';
+    this.short = performance.now() - start < AWAKE_MS;
+    return changed;
   }
 }
 
@@ -60,6 +97,8 @@ export class Crew {
     this.count = count;
     this.death.catch(() => {});
     this.shared = canShare();
+    this.looks = count < platform.processors();
+    this.watch = new Watch(this.looks);
     if (this.shared) {
       this.control = new Int32Array(new SharedArrayBuffer((WORKERS + count * WORDS) * 4));
       this.request = new Uint8Array(new SharedArrayBuffer(ROOM));
@@ -82,7 +121,7 @@ export class Crew {
         }
       }
       await Promise.all(crew.endpoints.map((endpoint, index) => endpoint.call('join', crew.shared
-        ? { control: crew.control, index, request: crew.request, answer: crew.shares?.[index] } : {})));
+        ? { control: crew.control, index, looks: crew.looks, request: crew.request, answer: crew.shares?.[index] } : {})));
       return crew;
     } catch (error) {
       crew.close();
@@ -142,7 +181,7 @@ export class Crew {
     for (;;) {
       const left = Atomics.load(control, LEFT);
       if (left === 0) return true;
-      if (Atomics.wait(control, LEFT, left, NAP_MS) === 'timed-out') return false;
+      if (!this.watch.wait(control, LEFT, left, NAP_MS)) return false;
     }
   }
 
@@ -233,11 +272,12 @@ export class Helper {
     }
   }
 
-  /** @param {{ control: Int32Array, index: number, request: Uint8Array, answer: Uint8Array }} shared */
-  work({ control, index, request, answer: room }) {
+  /** @param {{ control: Int32Array, index: number, looks: boolean, request: Uint8Array, answer: Uint8Array }} shared */
+  work({ control, index, looks, request, answer: room }) {
     const mine = WORKERS + index * WORDS;
+    const watch = new Watch(looks);
     for (let epoch = 0; ;) {
-      Atomics.wait(control, mine + EPOCH, epoch);
+      watch.wait(control, mine + EPOCH, epoch);
       epoch = Atomics.load(control, mine + EPOCH);
       const answer = this.answer(request.subarray(0, control[LENGTH]));
       room.set(answer);
