@@ -36,7 +36,7 @@ pub(in crate::cpu) struct Gemm {
 
 /// How far ahead of its loads one token asks for weights. Rows are too short for the processor to
 /// see where it goes: without, a thread reads at half the speed.
-const PREFETCH_BYTES: usize = 8192;
+pub(super) const PREFETCH_BYTES: usize = 8192;
 
 /// Where the bytes are that come [`PREFETCH_BYTES`] after those at `at`: if they are read, `len` of them
 /// inside `bytes`.

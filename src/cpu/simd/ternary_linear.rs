@@ -1,7 +1,7 @@
 //! W2A8 over registers: a tile of four rows and a few tokens, whose lanes lie along the row. For one
 //! token (decode, bound by memory), and for many where `ternary_gemm` is not.
 
-use super::registers::{Simd, ahead};
+use super::registers::{PREFETCH_BYTES, Simd, ahead};
 use super::segments::{ROWS, Scales, Segments};
 use crate::cpu::matrix::Ternary;
 use crate::cpu::quantize::QuantRows;
@@ -236,9 +236,15 @@ unsafe fn step<S: Simd, const FROM: usize, const TO: usize>(
     // SAFETY: the caller's.
     unsafe {
         if FROM == 0 {
-            // Four rows' worth of a register, one behind the other: what is ahead are the next tiles.
-            for line in 0..S::LANES {
-                S::prefetch(codes.ahead.wrapping_add((i * S::LANES + line) * 64));
+            // The rows of a tile lie one behind the other: what is ahead of them are the next tiles.
+            if S::PREFETCH_READS {
+                for line in 0..S::LANES {
+                    S::prefetch(codes.ahead.wrapping_add((i * S::LANES + line) * 64));
+                }
+            } else if (i * 16 * S::LANES).is_multiple_of(64) {
+                for row in codes.rows {
+                    S::prefetch(row.wrapping_add(i * 16 * S::LANES + PREFETCH_BYTES));
+                }
             }
         }
         for half in FROM..TO {
