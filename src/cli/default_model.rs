@@ -2,7 +2,7 @@
 //! and without a network. How it was trained: `models/tales`.
 
 /// The GGUF file.
-pub const BYTES: &[u8] = include_bytes!("../../models/tales.gguf");
+pub static BYTES: &[u8] = include_bytes!("../../models/tales.gguf");
 
 /// What it is given to go on from when nothing else is asked for.
 pub const PROMPT: &str = "Once upon a time";
