@@ -6,7 +6,7 @@
 //
 // Shapes: x slice of [T, K]; xq [T, K64/4] words of four int8, padded with zeros; xd [T, groups];
 // xsum [T, 1 + K64/32]: the row's sum, then the sum of every 32 values.
-// Dispatch: (T, 1, 1). Parts: step, f16_round, int8, reduce_*, source_{plain,norm}.
+// Dispatch: (T, 1, 1). Parts: step, f16_round, int8, peak, reduce_*, source_{plain,norm}.
 // Twin: src/cpu/quantize.rs.
 struct Params {
     dim: u32,
@@ -25,10 +25,6 @@ struct Params {
 override RULE: u32 = 0u;
 var<workgroup> peaks: array<f32, WG>;
 var<workgroup> run_peaks: array<f32, WG>;
-
-// The value of larger magnitude, the first of equals.
-fn larger(a: f32, b: f32) -> f32 { return select(a, b, abs(b) > abs(a)); }
-fn peak4(v: vec4<f32>) -> f32 { return larger(larger(larger(v.x, v.y), v.z), v.w); }
 
 // An invocation takes four values, eight neighbours a run of 32, sixty-four a block of 256.
 @compute @workgroup_size(WG)

@@ -112,6 +112,13 @@ pub struct Decode<'a> {
     pub stop: &'a [u32],
 }
 
+impl Decode<'_> {
+    /// Positions that may be fed.
+    pub(crate) fn most_fed(&self) -> u64 {
+        u64::from(self.count) + u64::from(self.ahead) - u64::from(self.feed.is_none())
+    }
+}
+
 /// Facts about a device, for choosing kernels and for showing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Caps {

@@ -10,10 +10,6 @@ var<workgroup> acts_peaks: array<f32, ACT_SLOTS>;
 var<workgroup> acts_scales: array<f32, ACT_SLOTS>;
 var<workgroup> acts_sums: array<i32, ACT_SLOTS>;
 
-// The value of larger magnitude, the first of equals.
-fn larger(a: f32, b: f32) -> f32 { return select(a, b, abs(b) > abs(a)); }
-fn peak4(v: vec4<f32>) -> f32 { return larger(larger(larger(v.x, v.y), v.z), v.w); }
-
 fn acts_begin(t: u32, tid: u32) {
     let origin = t * (p.x_stride / 4u);
     let quads = (p.k + 3u) / 4u;

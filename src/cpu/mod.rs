@@ -302,9 +302,8 @@ impl Backend for Cpu {
         if decode.count == 0 {
             return invalid("at least one token must be drawn");
         }
-        let wanted = u64::from(decode.count) + u64::from(decode.ahead);
-        let fed = wanted - u64::from(decode.feed.is_none());
-        let (end, context) = (u64::from(decode.pos) + fed, program.options.context);
+        let end = u64::from(decode.pos) + decode.most_fed();
+        let context = program.options.context;
         if end > u64::from(context) {
             return invalid(format!("{end} positions in a context of {context}"));
         }

@@ -4,7 +4,7 @@
 
 use super::device::Device;
 use super::engine::{Engine, StepShape};
-use super::kernels::variant;
+use super::kernels::required;
 use super::launch::Plane;
 use super::lower::stride;
 use super::params;
@@ -170,9 +170,9 @@ impl Draw {
         let storage = BufferUsages::STORAGE;
         let uniform = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
         let params = device.buffer("draw", size_of::<params::Draw>() as u64, uniform);
-        let argmax_params = device.buffer("argmax", size_of::<params::Argmax>() as u64, uniform);
         let argmax = params::Argmax { vocab: engine.plan.vocab, stride: stride(engine.plan.vocab) };
-        device.queue.write_buffer(&argmax_params, 0, bytemuck::bytes_of(&argmax));
+        let argmax_params =
+            device.filled("argmax", bytemuck::bytes_of(&argmax), BufferUsages::UNIFORM);
         let best = device.buffer("best", u64::from(SHARES) * 8, storage);
         let scores = device.buffer("scores", vocab * 4, storage);
         let counts = device.buffer("counts", vocab * 4, storage);
@@ -183,23 +183,10 @@ impl Draw {
         let wg = device.workgroup(1024, 24, 2048);
         let mut bound =
             |stem: &str, names: &[&str], wg: Option<u32>, binds: &[(u32, &wgpu::Buffer)]| {
-                let variant = variant(stem, names).ok_or_else(|| BackendError::Unsupported {
-                    reason: format!("there is no kernel {stem} {names:?}"),
-                })?;
+                let variant = required(stem, names)?;
                 let overrides = wg.map_or_else(Vec::new, |wg| device.reduction(wg));
                 let pipeline = pipelines.get(device, variant, &overrides);
-                let entries: Vec<_> = binds
-                    .iter()
-                    .map(|&(binding, buffer)| wgpu::BindGroupEntry {
-                        binding,
-                        resource: buffer.as_entire_binding(),
-                    })
-                    .collect();
-                let group = device.raw.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(stem),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
+                let group = pipeline.bind(device, binds);
                 Ok::<_, BackendError>((pipeline, group))
             };
         let (step, tokens) = (&engine.step, &engine.tokens);

@@ -340,6 +340,14 @@ impl Device {
         })
     }
 
+    /// A buffer with `contents`.
+    pub fn filled(&self, label: &str, contents: &[u8], usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        let usage = usage | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(label, contents.len() as u64, usage);
+        self.queue.write_buffer(&buffer, 0, contents);
+        buffer
+    }
+
     /// The first `bytes` of a mappable buffer, once the copies into it are done.
     pub async fn read(&self, staging: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>, BackendError> {
         let (sender, receiver) = futures_channel::oneshot::channel();

@@ -251,9 +251,7 @@ impl Engine {
                 at
             });
         }
-        let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
-        let params = device.buffer("params", data.len() as u64, usage);
-        device.queue.write_buffer(&params, 0, &data);
+        let params = device.filled("params", &data, BufferUsages::UNIFORM);
         let ready = launches
             .into_iter()
             .map(|launch| {

@@ -57,33 +57,12 @@ impl Harness {
                         let uniform = accesses.contains(&(*binding, Access::Uniform));
                         let kind =
                             if uniform { BufferUsages::UNIFORM } else { BufferUsages::STORAGE };
-                        let usage = kind | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
-                        let buffer = device.buffer("harness", bytes.len() as u64, usage);
-                        device.queue.write_buffer(&buffer, 0, bytes);
-                        buffer
+                        device.filled("harness", bytes, kind | BufferUsages::COPY_SRC)
                     })
                     .collect();
-                let entries: Vec<_> = buffers
-                    .iter()
-                    .zip(&made)
-                    .map(|((binding, _), buffer)| wgpu::BindGroupEntry {
-                        binding: *binding,
-                        resource: buffer.as_entire_binding(),
-                    })
-                    .collect();
-                let group = device.raw.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: None,
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
-                let mut encoder = device.raw.create_command_encoder(&Default::default());
-                {
-                    let mut pass = encoder.begin_compute_pass(&Default::default());
-                    pass.set_pipeline(&pipeline.raw);
-                    pass.set_bind_group(0, &group, &[]);
-                    pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
-                }
-                device.queue.submit([encoder.finish()]);
+                let bound: Vec<_> = buffers.iter().map(|b| b.0).zip(&made).collect();
+                let group = pipeline.bind(device, &bound);
+                pipeline.run(device, &group, grid);
                 Ok(made)
             })
             .await?;

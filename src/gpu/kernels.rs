@@ -6,6 +6,7 @@
 
 use super::params::{self, Params};
 use super::wgsl::wgsl;
+use crate::backend::BackendError;
 
 /// How a storage binding is used; binding 1 is always the uniform `Params`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -219,14 +220,26 @@ const ACTS: &[Choice] = &[
     },
     Choice {
         name: "own_group",
-        parts: &[part!("f16_round"), part!("int8"), part!("norm_none"), part!("acts_own_group")],
+        parts: &[
+            part!("f16_round"),
+            part!("int8"),
+            part!("peak"),
+            part!("norm_none"),
+            part!("acts_own_group"),
+        ],
         bindings: &[(4, Read)],
         overrides: &["ACT_SLOTS"],
         ..PLAIN
     },
     Choice {
         name: "norm_group",
-        parts: &[part!("f16_round"), part!("int8"), part!("norm_some"), part!("acts_own_group")],
+        parts: &[
+            part!("f16_round"),
+            part!("int8"),
+            part!("peak"),
+            part!("norm_some"),
+            part!("acts_own_group"),
+        ],
         bindings: &[(4, Read), (5, Read)],
         overrides: &["ACT_SLOTS"],
         ..PLAIN
@@ -305,7 +318,7 @@ pub static KERNELS: &[Kernel] = &[
     kernel!(
         "quantize",
         Quantize,
-        &[part!("step"), part!("f16_round"), part!("int8")],
+        &[part!("step"), part!("f16_round"), part!("int8"), part!("peak")],
         &[STEP_AT, (2, Read), (3, Write), (4, Write), (5, Write)],
         &["RULE"],
         &[
@@ -493,6 +506,13 @@ pub fn variant(stem: &str, names: &[&str]) -> Option<Variant> {
         *slot = axis.iter().position(|c| c.name == *name)? as u8;
     }
     Some(Variant { kernel, choice })
+}
+
+/// As [`variant`], for those that run it.
+pub(super) fn required(stem: &str, names: &[&str]) -> Result<Variant, BackendError> {
+    variant(stem, names).ok_or_else(|| BackendError::Unsupported {
+        reason: format!("there is no kernel {stem} {names:?}"),
+    })
 }
 
 impl Variant {

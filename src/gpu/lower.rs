@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::fusion::{Input, Node, Then};
-use super::kernels::{Need, Variant, variant};
+use super::kernels::{Need, Variant, required};
 use super::launch::{Bind, Extent, Launch, Plane, When};
 use super::params::{self, Params};
 use super::pipelines::Overrides;
@@ -89,13 +89,6 @@ impl Lowering<'_> {
             launch.variant.name()
         );
         Ok(())
-    }
-
-    fn variant(&self, stem: &str, names: &[&str]) -> Result<Variant, BackendError> {
-        match variant(stem, names) {
-            Some(v) => Ok(v),
-            None => unsupported(format!("there is no kernel {stem} {names:?}")),
-        }
     }
 
     fn dot4(&self) -> &'static str {
@@ -190,7 +183,7 @@ impl Lowering<'_> {
                     0..=128 => 32,
                     _ => self.device.workgroup(32 * self.device.run(), 16, 1024),
                 };
-                let variant = self.variant("rms_norm", &[self.device.reduce(), io])?;
+                let variant = required("rms_norm", &[self.device.reduce(), io])?;
                 let grid = [Extent::Of(x.dim / len), self.rows(x.buf, 1), ONE];
                 launches.push(self.launch(
                     i,
@@ -221,7 +214,7 @@ impl Lowering<'_> {
                 };
                 let binds = [(2, Bind::Rope), (3, Bind::Buf(x.buf, VALUES))];
                 let grid = [Extent::Of(params.total.div_ceil(64)), self.rows(x.buf, 1), ONE];
-                let variant = self.variant("rope", &[])?;
+                let variant = required("rope", &[])?;
                 launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
             }
             Op::KvAppend { .. } => launches.push(self.kv_append(i)?),
@@ -243,7 +236,7 @@ impl Lowering<'_> {
                     (4, Bind::Buf(out.buf, VALUES)),
                 ];
                 let grid = [per_256(gate.dim), self.rows(gate.buf, 1), ONE];
-                let variant = self.variant("gated_act", &[])?;
+                let variant = required("gated_act", &[])?;
                 launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
             }
             Op::Add { x, y } => {
@@ -252,7 +245,7 @@ impl Lowering<'_> {
                     params::Add { dim, x_stride: self.stride(x), y_stride: self.stride(y) };
                 let binds = [(2, Bind::Buf(y, VALUES)), (3, Bind::Buf(x, VALUES))];
                 let grid = [per_256(dim), self.rows(x, 1), ONE];
-                let variant = self.variant("add", &[])?;
+                let variant = required("add", &[])?;
                 launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
             }
             Op::TakeOutputs { x, out } => {
@@ -264,7 +257,7 @@ impl Lowering<'_> {
                 };
                 let binds = [(2, Bind::Buf(x, VALUES)), (3, Bind::Buf(out, VALUES))];
                 let grid = [per_256(dim), self.rows(out, 1), ONE];
-                let variant = self.variant("take_outputs", &[])?;
+                let variant = required("take_outputs", &[])?;
                 launches.push(self.launch(i, (variant, vec![]), params, &binds, grid));
             }
         }
@@ -280,7 +273,7 @@ impl Lowering<'_> {
     ) -> Result<(), BackendError> {
         let weight = &self.weights.all[table.0 as usize];
         let (name, block, parts) = storage(weight.spec.kind)?;
-        let variant = self.variant("embed", &[name])?;
+        let variant = required("embed", &[name])?;
         for (s, shard) in weight.shards.iter().enumerate() {
             let params = params::Embed {
                 dim: self.plan.buffer(out).dim,
@@ -329,7 +322,7 @@ impl Lowering<'_> {
             (5, Bind::Buf(out, Plane::Sums)),
         ]);
         let source = if norm.is_some() { "norm" } else { "plain" };
-        let variant = self.variant("quantize", &[self.device.reduce(), source])?;
+        let variant = required("quantize", &[self.device.reduce(), source])?;
         let code = match rule {
             ActQuant::PerToken => 0,
             ActQuant::Block256 => 1,
@@ -417,9 +410,9 @@ impl Lowering<'_> {
                     by_outputs: u32::from(self.outputs(x)),
                 };
                 let (variant, tile) = if sum == "row" && self.device.has(Need::Matrices) {
-                    (self.variant("ternary_gemm_matrix", &["f16"])?, 128)
+                    (required("ternary_gemm_matrix", &["f16"])?, 128)
                 } else {
-                    (self.variant("ternary_gemm", &[self.dot4(), sum])?, 64)
+                    (required("ternary_gemm", &[self.dot4(), sum])?, 64)
                 };
                 let grid = [Extent::Of(shard.rows.div_ceil(tile)), self.rows(x, tile), ONE];
                 self.launch(i, (variant, overrides.clone()), params, &binds, grid)
@@ -467,7 +460,7 @@ impl Lowering<'_> {
                     Extent::Of(1),
                 ];
                 let names = [self.device.reduce(), self.dot4(), acts, sum];
-                let variant = self.variant("ternary_gemv", &names)?;
+                let variant = required("ternary_gemv", &names)?;
                 self.launch(i, (variant, overrides), params, &binds, grid)
             };
             let work = u64::from(shard.rows) * u64::from(k);
@@ -509,14 +502,14 @@ impl Lowering<'_> {
                 let grid = [Extent::Of(rows.div_ceil(per_group)), self.rows(x, 1), Extent::Of(1)];
                 let mut overrides = self.device.reduction(shape.wg);
                 overrides.extend([("LANES", shape.lanes), ("ROWS", rows_each)]);
-                let variant = self.variant("dense_gemv", &[self.device.reduce(), name])?;
+                let variant = required("dense_gemv", &[self.device.reduce(), name])?;
                 self.launch(i, (variant, overrides), params, &binds, grid)
             } else {
                 let by_outputs = u32::from(self.outputs(x));
                 let params =
                     params::DenseGemm { rows, k, block, x_stride, out_stride, out_at, by_outputs };
                 let grid = [Extent::Of(rows.div_ceil(64)), self.rows(x, 64), Extent::Of(1)];
-                let variant = self.variant("dense_gemm", &[name])?;
+                let variant = required("dense_gemm", &[name])?;
                 self.launch(i, (variant, vec![]), params, &binds, grid)
             };
             let work = u64::from(rows) * u64::from(k);
@@ -544,7 +537,7 @@ impl Lowering<'_> {
             (5, Bind::Values(layer)),
         ];
         let grid = [Extent::Of(kv_quads.div_ceil(64)), self.rows(k.buf, 1), Extent::Of(1)];
-        let variant = self.variant("kv_append", &[self.kv()])?;
+        let variant = required("kv_append", &[self.kv()])?;
         Ok(self.launch(i, (variant, vec![]), params, &binds, grid))
     }
 
@@ -584,8 +577,8 @@ impl Lowering<'_> {
                 && quads <= 32
                 && quads.is_multiple_of(8);
             let variant = match matrices {
-                true => self.variant("attention_prefill_matrix", &["f16"])?,
-                false => self.variant("attention_prefill", &[self.kv()])?,
+                true => required("attention_prefill_matrix", &["f16"])?,
+                false => required("attention_prefill", &[self.kv()])?,
             };
             let made = (variant, vec![("QUADS", quads)]);
             launches.push(self.launch(i, made, params, &binds, grid));
@@ -633,8 +626,7 @@ impl Lowering<'_> {
             scale,
             eps: norm_eps,
         };
-        let variant =
-            self.variant("attention_decode", &[self.device.reduce(), self.kv(), query])?;
+        let variant = required("attention_decode", &[self.device.reduce(), self.kv(), query])?;
         for when in [When::Whole, When::Split] {
             // Steps of many tokens are never split.
             if when == When::Split && !self.decode {
@@ -655,7 +647,7 @@ impl Lowering<'_> {
                 params::AttentionCombine { head_dim: kv.head_dim, out_stride, out_at: out.at };
             let binds = [(2, Bind::Partial), (3, Bind::Buf(out.buf, VALUES))];
             let grid = [Extent::Of(heads), self.rows(q.buf, 1), Extent::Of(1)];
-            let variant = self.variant("attention_combine", &[])?;
+            let variant = required("attention_combine", &[])?;
             let launch = self.launch(i, (variant, vec![]), params, &binds, grid);
             launches.push(Launch { when: When::Split, ..launch });
         }

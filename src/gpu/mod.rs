@@ -116,6 +116,14 @@ impl Gpu {
         self.prepared.as_mut().ok_or_else(|| invalid("no plan is prepared"))
     }
 
+    /// Refuses when the logits are not those of the last call any more.
+    fn with_logits(&mut self) -> Result<(), BackendError> {
+        match self.prepared()?.sampler.is_ahead() {
+            true => Err(invalid("the device has gone on: these logits are gone")),
+            false => Ok(()),
+        }
+    }
+
     /// Checks a step against the contract.
     fn check_step(&mut self, step: &Step<'_>) -> Result<(), BackendError> {
         let prepared = self.prepared()?;
@@ -303,9 +311,7 @@ impl Backend for Gpu {
     }
 
     async fn logits(&mut self) -> Result<Vec<f32>, BackendError> {
-        if self.prepared()?.sampler.is_ahead() {
-            return Err(invalid("the device has gone on: these logits are gone"));
-        }
+        self.with_logits()?;
         let Gpu { device, prepared, .. } = self;
         let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
         let shape = StepShape { tokens: 0, outputs: prepared.rows, splits: 1 };
@@ -313,7 +319,7 @@ impl Backend for Gpu {
     }
 
     async fn cross_entropy(&mut self, targets: &[u32]) -> Result<Vec<f32>, BackendError> {
-        self.prepared()?;
+        self.with_logits()?;
         let Gpu { device, pipelines, prepared, .. } = self;
         let Some(Prepared { engine, rows, .. }) = prepared else {
             return Err(invalid("no plan is prepared"));
@@ -329,8 +335,7 @@ impl Backend for Gpu {
         if decode.count == 0 {
             return Err(invalid("a decode of no tokens"));
         }
-        let wanted = u64::from(decode.count) + u64::from(decode.ahead);
-        let fed = wanted - u64::from(decode.feed.is_none());
+        let fed = decode.most_fed();
         if u64::from(decode.pos) + fed > u64::from(engine.options.context) {
             let (pos, context) = (decode.pos, engine.options.context);
             return Err(invalid(format!("{fed} tokens from {pos} in a context of {context}")));

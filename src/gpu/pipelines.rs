@@ -15,6 +15,36 @@ pub struct Pipeline {
     pub name: String,
 }
 
+impl Pipeline {
+    /// Whole buffers at their bindings.
+    pub fn bind(&self, device: &Device, buffers: &[(u32, &wgpu::Buffer)]) -> wgpu::BindGroup {
+        let entries: Vec<_> = buffers
+            .iter()
+            .map(|&(binding, buffer)| wgpu::BindGroupEntry {
+                binding,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        device.raw.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(&self.name),
+            layout: &self.layout,
+            entries: &entries,
+        })
+    }
+
+    /// Submits one dispatch.
+    pub fn run(&self, device: &Device, group: &wgpu::BindGroup, grid: [u32; 3]) {
+        let mut encoder = device.raw.create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            pass.set_pipeline(&self.raw);
+            pass.set_bind_group(0, group, &[]);
+            pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
+        }
+        device.queue.submit([encoder.finish()]);
+    }
+}
+
 /// The pipelines of a device.
 #[derive(Default)]
 pub struct Pipelines {

@@ -229,24 +229,11 @@ pub async fn copy_gb_s(
         .guarded("two buffers to add", 2 * bytes, || {
             let pipeline = pipelines.get(device, add, &Vec::new());
             let [x, y] = ["x", "y"].map(|label| device.buffer(label, bytes, BufferUsages::STORAGE));
-            let uniform = |label, contents: &[u8]| {
-                let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
-                let buffer = device.buffer(label, contents.len() as u64, usage);
-                device.queue.write_buffer(&buffer, 0, contents);
-                buffer
-            };
             let step = params::Step { tokens: rows, ..Default::default() };
-            let step = uniform("step", bytemuck::bytes_of(&step));
+            let step = device.filled("step", bytemuck::bytes_of(&step), BufferUsages::UNIFORM);
             let shape = params::Add { dim: ROW, x_stride: ROW, y_stride: ROW };
-            let shape = uniform("params", bytemuck::bytes_of(&shape));
-            fn entry(binding: u32, buffer: &wgpu::Buffer) -> wgpu::BindGroupEntry<'_> {
-                wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() }
-            }
-            let group = device.raw.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: None,
-                layout: &pipeline.layout,
-                entries: &[entry(0, &step), entry(1, &shape), entry(2, &y), entry(3, &x)],
-            });
+            let shape = device.filled("params", bytemuck::bytes_of(&shape), BufferUsages::UNIFORM);
+            let group = pipeline.bind(device, &[(0, &step), (1, &shape), (2, &y), (3, &x)]);
             let stamps = Stamps::new(device, RUNS + 1);
             let mut encoder = device.raw.create_command_encoder(&Default::default());
             // The first one finds the memory cold; each waits for the one before.

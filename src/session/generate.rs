@@ -557,6 +557,7 @@ impl Session {
         first: usize,
         mut sink: impl FnMut(&[f32]),
     ) -> Result<(), Error> {
+        check_ids(ids, self.plan.vocab)?;
         self.each_step(ids, first, async |device, _| {
             sink(&device.logits().await?);
             Ok(())
@@ -586,7 +587,7 @@ impl Session {
         Ok(nats)
     }
 
-    /// Runs `ids` from an empty cache, and calls `each` after every step that brings logits, with the
+    /// Runs `ids` (checked) from an empty cache, and calls `each` after every step that brings logits, with the
     /// positions they belong to: `first` and all after it.
     async fn each_step(
         &mut self,
@@ -594,7 +595,6 @@ impl Session {
         first: usize,
         mut each: impl AsyncFnMut(&mut Device, Range<usize>) -> Result<(), BackendError>,
     ) -> Result<(), Error> {
-        check_ids(ids, self.plan.vocab)?;
         if ids.is_empty() {
             return Err(Error::InvalidArgument { reason: "no token ids were given".to_string() });
         }
