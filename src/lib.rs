@@ -11,7 +11,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 0 | [`format`](mod@format): files · [`ternary`]: packed weights · [`plan`]: the operations · [`sampling`]: the draw |
-//! | 1 | [`tokenizer`] · [`model`]: configuration, weights, forward pass → plan · [`backend`]: what a machine must do |
+//! | 1 | [`tokenizer`] · [`model`]: configuration, weights, forward pass → plan · [`backend`]: what a machine must do · `probe`: plans and weights to try it with |
 //! | 2 | [`cpu`] · `gpu`: machines that run plans |
 //! | 3 | [`error`] · [`selfcheck`]: a device against the plain twins |
 //! | 4 | [`session`]: loading and generating |
@@ -29,6 +29,7 @@ pub mod gpu;
 pub mod js;
 pub mod model;
 pub mod plan;
+mod probe;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod quantize;
 pub mod sampling;

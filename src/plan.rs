@@ -161,6 +161,12 @@ pub enum WeightPart {
     BlockScales,
 }
 
+impl WeightPart {
+    /// All of them.
+    pub const ALL: [WeightPart; 3] =
+        [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales];
+}
+
 /// A weight that a plan reads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
@@ -206,10 +212,7 @@ impl WeightKind {
 
     /// Bytes of all parts.
     pub fn bytes(self) -> u64 {
-        [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales]
-            .iter()
-            .map(|&p| self.part_bytes(p))
-            .sum()
+        WeightPart::ALL.iter().map(|&p| self.part_bytes(p)).sum()
     }
 }
 

@@ -9,7 +9,8 @@
 use crate::backend::{Backend, BackendError, Decode, KvType, Outputs, RunOptions, Step, nmse};
 use crate::cpu::{Cpu, Isa};
 use crate::plan::*;
-use crate::sampling::{Sampling, threefry2x32};
+use crate::probe::{Builder, contents, noise};
+use crate::sampling::Sampling;
 use half::f16;
 
 /// `V` of the embedding that feeds the operation under test: rows of it are the random inputs.
@@ -88,9 +89,9 @@ impl Case {
         backend.allocate(&self.plan.weights).await?;
         for (i, spec) in self.plan.weights.iter().enumerate() {
             let id = WeightId(i as u32);
-            for part in [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales] {
+            for part in WeightPart::ALL {
                 let bytes = match self.unit {
-                    None => contents(spec.kind, part, i as u32),
+                    None => contents(spec.kind, part, spec.kind.shape().0, i as u32),
                     Some(unit) => whole_contents(spec.kind, part, i as u32, unit),
                 };
                 if !bytes.is_empty() {
@@ -225,50 +226,6 @@ fn compare(expected: &[f32], got: &[f32], tolerance: f64) -> Result<(), String> 
 
 // ---- the data ----
 
-/// The `i`-th random number of stream `stream`, uniform in −1..1.
-fn noise(stream: u32, i: usize) -> f32 {
-    let bits = threefry2x32([0x5eed, stream], [i as u32, 0])[0];
-    (bits >> 8) as f32 / 8_388_608.0 - 1.0
-}
-
-fn contents(kind: WeightKind, part: WeightPart, stream: u32) -> Vec<u8> {
-    let bytes = kind.part_bytes(part) as usize;
-    let (n, k) = kind.shape();
-    let halves = |scale: f32| -> Vec<u8> {
-        (0..bytes / 2)
-            .flat_map(|i| f16::from_f32(scale * (1.25 + noise(stream + 1000, i))).to_le_bytes())
-            .collect()
-    };
-    match (kind, part) {
-        (WeightKind::Ternary { .. }, WeightPart::Data) => {
-            let row_bytes = kind.row_bytes(part) as usize;
-            let mut codes = vec![0b0101_0101; bytes]; // Padding has code 1.
-            for row in 0..n as usize {
-                let packed = &mut codes[row * row_bytes..][..row_bytes];
-                for i in 0..k as usize {
-                    let trit = (noise(stream, row * k as usize + i) * 1.5).round();
-                    crate::ternary::set_code(packed, i, (trit + 1.0) as u8);
-                }
-            }
-            codes
-        }
-        (_, WeightPart::RowScales) => {
-            let scale = 1.0 / (k as f32).sqrt();
-            let row = |i| scale * (1.25 + noise(stream + 2000, i));
-            (0..bytes / 4).flat_map(|i| f32::to_le_bytes(row(i))).collect()
-        }
-        (WeightKind::Matrix { .. }, WeightPart::BlockScales) => halves(1.0 / 127.0),
-        (_, WeightPart::BlockScales) => halves(1.0),
-        (WeightKind::Matrix { dtype: MatrixType::Q8, .. }, _) => {
-            (0..bytes).map(|i| (noise(stream, i) * 127.0).round() as i8 as u8).collect()
-        }
-        (WeightKind::Matrix { dtype: MatrixType::F16, .. }, _) => {
-            (0..bytes / 2).flat_map(|i| f16::from_f32(noise(stream, i)).to_le_bytes()).collect()
-        }
-        _ => (0..bytes / 4).flat_map(|i| noise(stream, i).to_le_bytes()).collect(),
-    }
-}
-
 /// Magnitudes of each 32 values of a row, in units: odd ones, of which every rule finds the largest.
 fn whole_magnitude(i: usize) -> u32 {
     4 * (i as u32 % 32) + 3
@@ -299,101 +256,25 @@ fn whole_contents(kind: WeightKind, part: WeightPart, stream: u32, unit: f64) ->
         (_, WeightPart::BlockScales) => {
             (0..bytes / 2).flat_map(|_| f16::ONE.to_le_bytes()).collect()
         }
-        _ => contents(kind, part, stream),
+        _ => contents(kind, part, kind.shape().0, stream),
     }
 }
 
 // ---- the plans ----
 
-/// Writes a plan that starts with random rows and ends with logits.
-struct Builder {
-    plan: Plan,
-}
-
 impl Builder {
-    fn new() -> Self {
-        Builder {
-            plan: Plan {
-                buffers: Vec::new(),
-                weights: Vec::new(),
-                ops: Vec::new(),
-                labels: Vec::new(),
-                rope: RopeSpec { layout: RopeLayout::HalfSplit, inv_freq: vec![1.0], mscale: 1.0 },
-                kv: KvSpec { layers: 1, kv_heads: 1, head_dim: 2 },
-                vocab: VOCAB,
-                logits: BufId(0),
-            },
-        }
-    }
-
-    fn buffer(&mut self, name: &'static str, dim: u32, kind: BufKind, rows: Rows) -> Slice {
-        let buf = BufId(self.plan.buffers.len() as u32);
-        self.plan.buffers.push(BufSpec { name, dim, kind, rows });
-        Slice { buf, at: 0, dim }
-    }
-
-    fn floats(&mut self, name: &'static str, dim: u32) -> Slice {
-        self.buffer(name, dim, BufKind::F32, Rows::Tokens)
-    }
-
-    fn weight(&mut self, kind: WeightKind) -> WeightId {
-        let name = format!("w{}", self.plan.weights.len());
-        self.plan.weights.push(WeightSpec { name, kind });
-        WeightId(self.plan.weights.len() as u32 - 1)
-    }
-
-    fn op(&mut self, op: Op) {
-        self.plan.labels.push(op.stem().to_string());
-        self.plan.ops.push(op);
-    }
-
-    /// Random rows of `dim` values.
-    fn input(&mut self, name: &'static str, dim: u32) -> Slice {
-        let table = self.weight(WeightKind::Matrix { n: VOCAB, k: dim, dtype: MatrixType::F32 });
-        let out = self.floats(name, dim);
-        self.op(Op::Embed { table, out: out.buf });
-        out
-    }
-
-    /// A product of `x`, rounded by `rule`, with `n` ternary rows.
-    fn product(&mut self, x: Slice, rule: ActQuant, n: u32, block: Option<u32>) -> Slice {
-        let q = self.buffer("q", x.dim, BufKind::Quant(rule), Rows::Tokens);
-        self.op(Op::Quantize { x, out: q.buf });
-        let weight = self.weight(WeightKind::Ternary { n, k: x.dim, block });
-        let out = self.floats("y", n);
-        self.op(Op::TernaryLinear { x: q.buf, weight, out });
-        out
-    }
-
-    /// `x` over its root mean square.
-    fn norm(&mut self, x: Slice, eps: f32) -> Slice {
-        let weight = self.weight(WeightKind::Vector { len: x.dim });
-        let out = self.floats("normed", x.dim);
-        self.op(Op::RmsNorm { x, weight, out, eps });
-        out
-    }
-
     /// Logits that depend on all of `out`, so that a run as a whole shows what it was.
-    fn finish(mut self, out: Slice, kernel: &'static str, variant: String, tolerance: f64) -> Case {
+    fn mixed(mut self, out: Slice, kernel: &'static str, variant: String, tolerance: f64) -> Case {
         let (n, k) = (VOCAB, out.dim);
         let weight = self.weight(WeightKind::Matrix { n, k, dtype: MatrixType::F32 });
         let y = self.floats("mixed", VOCAB);
         self.op(Op::DenseLinear { x: out.buf, weight, out: y });
-        self.finish_as_is(y, kernel, variant, tolerance)
+        self.case(y, kernel, variant, tolerance)
     }
 
     /// Logits that are the values of `rows`.
-    fn finish_as_is(
-        mut self,
-        rows: Slice,
-        kernel: &'static str,
-        variant: String,
-        tolerance: f64,
-    ) -> Case {
-        let logits = self.buffer("logits", rows.dim, BufKind::F32, Rows::Outputs);
-        self.op(Op::TakeOutputs { x: rows.buf, out: logits.buf });
-        self.plan.logits = logits.buf;
-        let plan = self.plan;
+    fn case(self, rows: Slice, kernel: &'static str, variant: String, tolerance: f64) -> Case {
+        let plan = self.finish(rows);
         let (kv_type, unit, compared) = (KvType::F32, None, Compared::Outputs);
         Case { kernel, variant, plan, kv_type, tolerance, unit, compared }
     }
@@ -414,29 +295,29 @@ fn embed(all: &mut Vec<Case>) {
             (kind, format!("ternary, block {block:?}, K = 192"))
         }));
     for (kind, variant) in kinds {
-        let mut b = Builder::new();
+        let mut b = Builder::new(VOCAB);
         let table = b.weight(kind);
         let out = b.floats("x", kind.shape().1);
         b.op(Op::Embed { table, out: out.buf });
-        all.push(b.finish(out, "embed", variant, FLOAT));
+        all.push(b.mixed(out, "embed", variant, FLOAT));
     }
 }
 
 fn norms(all: &mut Vec<Case>) {
     for (dim, len) in [(67, 67), (2560, 2560), (256, 64)] {
-        let mut b = Builder::new();
+        let mut b = Builder::new(VOCAB);
         let x = b.input("x", dim);
         let weight = b.weight(WeightKind::Vector { len });
         let out = b.floats("normed", dim);
         b.op(Op::RmsNorm { x, weight, out, eps: 1e-5 });
-        all.push(b.finish(out, "rms_norm", format!("{dim} values, groups of {len}"), FLOAT));
+        all.push(b.mixed(out, "rms_norm", format!("{dim} values, groups of {len}"), FLOAT));
     }
-    let mut b = Builder::new();
+    let mut b = Builder::new(VOCAB);
     let x = b.input("x", 320);
     let part = Slice { at: 64, dim: 192, ..x };
     let weight = b.weight(WeightKind::Vector { len: 32 });
     b.op(Op::RmsNorm { x: part, weight, out: part, eps: 1e-6 });
-    all.push(b.finish(x, "rms_norm", "heads of 32, in place".to_string(), FLOAT));
+    all.push(b.mixed(x, "rms_norm", "heads of 32, in place".to_string(), FLOAT));
 }
 
 const RULES: [ActQuant; 3] = [ActQuant::PerToken, ActQuant::Block256, ActQuant::Block32];
@@ -451,41 +332,41 @@ fn linears(all: &mut Vec<Case>) {
                 if n > 1000 && (k, rule) != (256, ActQuant::PerToken) {
                     continue;
                 }
-                let mut b = Builder::new();
+                let mut b = Builder::new(VOCAB);
                 let x = b.input("x", k);
                 let out = b.product(x, rule, n, block);
                 let variant = format!("{rule:?}, block {block:?}, N = {n}, K = {k}");
                 // One value that rounds the other way: a step of 1/127 in one of thousands.
-                all.push(b.finish(out, "ternary_linear", variant, HALF));
+                all.push(b.mixed(out, "ternary_linear", variant, HALF));
             }
         }
     }
     for (n, k, block) in [(VOCAB, 256, None), (1, 64, None), (VOCAB, 192, Some(64))] {
-        let mut b = Builder::new();
+        let mut b = Builder::new(VOCAB);
         let x = b.input("x", k);
         let weight = b.weight(WeightKind::Ternary { n, k, block });
         let out = b.floats("y", n);
         b.op(Op::TernaryLinear { x: x.buf, weight, out });
         let variant = format!("f32, block {block:?}, N = {n}, K = {k}");
-        all.push(b.finish(out, "ternary_linear", variant, FLOAT));
+        all.push(b.mixed(out, "ternary_linear", variant, FLOAT));
     }
     for dtype in [MatrixType::F32, MatrixType::F16, MatrixType::Q8] {
         for (n, k) in [(VOCAB, 256), (1, 64), (1000, 96)] {
-            let mut b = Builder::new();
+            let mut b = Builder::new(VOCAB);
             let x = b.input("x", k);
             let weight = b.weight(WeightKind::Matrix { n, k, dtype });
             let out = b.floats("y", n);
             b.op(Op::DenseLinear { x: x.buf, weight, out });
-            all.push(b.finish(out, "dense_linear", format!("{dtype:?}, N = {n}, K = {k}"), HALF));
+            all.push(b.mixed(out, "dense_linear", format!("{dtype:?}, N = {n}, K = {k}"), HALF));
         }
     }
     // Rows of f16 that start in the middle of a word.
-    let mut b = Builder::new();
+    let mut b = Builder::new(VOCAB);
     let x = b.input("x", 67);
     let weight = b.weight(WeightKind::Matrix { n: VOCAB, k: 67, dtype: MatrixType::F16 });
     let out = b.floats("y", VOCAB);
     b.op(Op::DenseLinear { x: x.buf, weight, out });
-    all.push(b.finish(out, "dense_linear", "F16, K = 67".to_string(), HALF));
+    all.push(b.mixed(out, "dense_linear", "F16, K = 67".to_string(), HALF));
 }
 
 /// Products whose integers are compared as such; with a norm in front, which fusion takes in.
@@ -494,7 +375,7 @@ fn integers(all: &mut Vec<Case>) {
         for (block, k, with_norm) in
             [(None, 256, false), (None, 768, true), (Some(64), 768, false), (Some(256), 256, true)]
         {
-            let mut b = Builder::new();
+            let mut b = Builder::new(VOCAB);
             let mut x = b.input("x", k);
             if with_norm {
                 x = b.norm(x, 1e-6);
@@ -502,7 +383,7 @@ fn integers(all: &mut Vec<Case>) {
             let out = b.product(x, rule, VOCAB, block);
             let norm = if with_norm { ", normalised" } else { "" };
             let variant = format!("integers, {rule:?}, block {block:?}, K = {k}{norm}");
-            let case = b.finish_as_is(out, "ternary_linear", variant, HALF);
+            let case = b.case(out, "ternary_linear", variant, HALF);
             all.push(Case { unit: Some(whole_unit()), ..case });
         }
     }
@@ -518,17 +399,16 @@ fn attention(all: &mut Vec<Case>) {
         (2, 1, 256, RopeLayout::Interleaved, true, true),
     ] {
         for kv_type in [KvType::F32, KvType::F16, KvType::Q8] {
-            let mut b = Builder::new();
+            let mut b = Builder::new(VOCAB);
             b.plan.kv = KvSpec { layers: 1, kv_heads, head_dim };
             let inv_freq = (0..head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect();
             b.plan.rope = RopeSpec { layout, inv_freq, mscale: 1.0 };
             let (q_dim, kv_dim) = (heads * head_dim, kv_heads * head_dim);
-            let (q, k, v) = if one_row {
-                let row = b.input("qkv", q_dim + 2 * kv_dim).buf;
-                let slice = |at, dim| Slice { buf: row, at, dim };
-                (slice(0, q_dim), slice(q_dim, kv_dim), slice(q_dim + kv_dim, kv_dim))
+            let [q, k, v] = if one_row {
+                let row = b.input("qkv", q_dim + 2 * kv_dim);
+                b.heads(row)
             } else {
-                (b.input("q", q_dim), b.input("k", kv_dim), b.input("v", kv_dim))
+                [("q", q_dim), ("k", kv_dim), ("v", kv_dim)].map(|(name, dim)| b.input(name, dim))
             };
             if with_norms {
                 for x in [q, k] {
@@ -536,34 +416,27 @@ fn attention(all: &mut Vec<Case>) {
                     b.op(Op::RmsNorm { x, weight, out: x, eps: 1e-6 });
                 }
             }
-            b.op(Op::Rope { x: q, head_dim });
-            b.op(Op::Rope { x: k, head_dim });
-            b.op(Op::KvAppend { k, v, layer: 0 });
-            let out = b.floats("attn", heads * head_dim);
-            let scale = 1.0 / (head_dim as f32).sqrt();
-            b.op(Op::Attention { q, layer: 0, heads, scale, out });
+            let out = b.attention([q, k, v], 0);
             let normed = if with_norms { ", normalised" } else { "" };
             let variant =
                 format!("{heads}/{kv_heads} heads of {head_dim}{normed}, {layout:?}, {kv_type:?}");
-            all.push(Case { kv_type, ..b.finish(out, "attention", variant, HALF) });
+            all.push(Case { kv_type, ..b.mixed(out, "attention", variant, HALF) });
         }
     }
 }
 
 fn elementwise(all: &mut Vec<Case>) {
     for (act, name) in [(Activation::Silu, "silu"), (Activation::Relu2, "relu2")] {
-        let mut b = Builder::new();
+        let mut b = Builder::new(VOCAB);
         let both = b.input("gate_up", 200);
-        let part = |at| Slice { buf: both.buf, at, dim: 100 };
-        let out = b.floats("h", 100);
-        b.op(Op::GatedAct { gate: part(0), up: part(100), act, out });
-        all.push(b.finish(out, "gated_act", name.to_string(), FLOAT));
+        let out = b.gated(both, act);
+        all.push(b.mixed(out, "gated_act", name.to_string(), FLOAT));
     }
-    let mut b = Builder::new();
+    let mut b = Builder::new(VOCAB);
     let x = b.input("x", VOCAB);
     let y = b.input("y", VOCAB);
     b.op(Op::Add { x: x.buf, y: y.buf });
-    all.push(b.finish(x, "add", format!("{VOCAB} values"), FLOAT));
+    all.push(b.mixed(x, "add", format!("{VOCAB} values"), FLOAT));
 }
 
 /// What stands side by side in a layer, and may run as one: norm, rounding, product, residual or gate.
@@ -574,19 +447,17 @@ fn fused(all: &mut Vec<Case>) {
         (ActQuant::Block32, Some(128)),
     ] {
         for act in [Activation::Silu, Activation::Relu2] {
-            let mut b = Builder::new();
+            let mut b = Builder::new(VOCAB);
             let x = b.input("x", 320);
             let normed = b.norm(x, 1e-5);
             let both = b.product(normed, rule, 2 * 404, block);
-            let part = |at| Slice { buf: both.buf, at, dim: 404 };
-            let gated = b.floats("gated", 404);
-            b.op(Op::GatedAct { gate: part(0), up: part(404), act, out: gated });
+            let gated = b.gated(both, act);
             let normed = b.norm(gated, 1e-5);
             let y = b.product(normed, rule, 320, block);
             b.op(Op::Add { x: x.buf, y: y.buf });
             // Values that round the other way, twice over.
             let variant = format!("{rule:?}, block {block:?}, {act:?}");
-            all.push(b.finish(x, "feed_forward", variant, 1e-4));
+            all.push(b.mixed(x, "feed_forward", variant, 1e-4));
         }
     }
 }
@@ -612,22 +483,22 @@ fn draws(all: &mut Vec<Case>) {
             },
         ),
     ] {
-        let mut b = Builder::new();
+        let mut b = Builder::new(VOCAB);
         let rows = b.input("rows", VOCAB);
-        let case = b.finish_as_is(rows, "draw", variant.to_string(), 0.0);
+        let case = b.case(rows, "draw", variant.to_string(), 0.0);
         all.push(Case { compared: Compared::Draw(sampling), ..case });
     }
 }
 
 /// The logits are a row of a table again, of more values than a workgroup has invocations.
 fn cross_entropy(all: &mut Vec<Case>) {
-    let mut b = Builder::new();
+    let mut b = Builder::new(VOCAB);
     let n = 700;
     b.plan.vocab = n;
     let table = b.weight(WeightKind::Matrix { n, k: n, dtype: MatrixType::F32 });
     let rows = b.floats("rows", n);
     b.op(Op::Embed { table, out: rows.buf });
-    let case = b.finish_as_is(rows, "cross_entropy", format!("{n} logits"), FLOAT);
+    let case = b.case(rows, "cross_entropy", format!("{n} logits"), FLOAT);
     all.push(Case { compared: Compared::CrossEntropy, ..case });
 }
 

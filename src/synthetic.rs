@@ -148,7 +148,7 @@ fn tensors(config: &Config, linears: DType, embedding: DType) -> Result<Vec<Tens
 pub async fn load(backend: &mut impl Backend, plan: &Plan) -> Result<(), BackendError> {
     backend.allocate(&plan.weights).await?;
     for (i, spec) in (0u32..).zip(&plan.weights) {
-        for part in [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales] {
+        for part in WeightPart::ALL {
             let total = spec.kind.part_bytes(part);
             let mut random = Random(u64::from(i) << 8 | part as u64);
             for offset in (0..total).step_by(PIECE_BYTES as usize) {

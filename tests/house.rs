@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("tokenizer", 1),
     ("model", 1),
     ("backend", 1),
+    ("probe", 1),
     ("cpu", 2),
     ("gpu", 2),
     ("error", 3),

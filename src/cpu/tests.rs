@@ -86,7 +86,7 @@ pub(super) fn load(
     let plan = plan(rule, block);
     block_on(cpu.allocate(&plan.weights)).unwrap();
     for (id, spec) in (0..).map(WeightId).zip(&plan.weights) {
-        for part in [WeightPart::Data, WeightPart::RowScales, WeightPart::BlockScales] {
+        for part in WeightPart::ALL {
             let n = spec.kind.part_bytes(part) as usize;
             let bytes = match (spec.kind, part) {
                 (_, WeightPart::BlockScales) => {

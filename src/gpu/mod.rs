@@ -8,7 +8,7 @@
 //! draws its own tokens (`decode`) and needs the host only to read them.
 //!
 //! Not here: what the kernels compute (see the twins in [`crate::cpu`]), models, files.
-//! May import: `backend`, `plan`, `sampling`, and `shaders/`.
+//! May import: `backend`, `plan`, `probe`, `sampling`, and `shaders/`.
 
 mod cross_entropy;
 mod decode;

@@ -7,7 +7,8 @@
 use super::Gpu;
 use crate::backend::*;
 use crate::plan::*;
-use crate::sampling::{Sampling, threefry2x32};
+use crate::probe::{Builder, contents};
+use crate::sampling::Sampling;
 use web_time::Instant;
 
 const HIDDEN: u32 = 2048;
@@ -16,6 +17,8 @@ const KV_HEADS: u32 = 4;
 const FFN: u32 = 6144;
 const VOCAB: u32 = 64;
 const LAYERS: u32 = 2;
+/// Different rows of a weight: an odd number, so that they stand elsewhere in each tile of a kernel.
+const ROWS: u32 = 37;
 /// Tokens of a prompt, tokens decoded after it: enough that the device works longer than it takes to
 /// give it work and to hear from it.
 const WORK: (u32, u32) = (512, 64);
@@ -170,118 +173,39 @@ async fn once(
 }
 
 fn plan() -> Plan {
-    let buffer = |name, dim, kind| BufSpec { name, dim, kind, rows: Rows::Tokens };
-    let quant = BufKind::Quant(ActQuant::PerToken);
-    let kv_dim = KV_HEADS * HEAD_DIM;
-    let qkv_dim = HIDDEN + 2 * kv_dim;
-    let mut plan = Plan {
-        buffers: vec![
-            buffer("x", HIDDEN, BufKind::F32),
-            buffer("normed", HIDDEN, BufKind::F32),
-            buffer("q", HIDDEN, quant),
-            buffer("qkv", qkv_dim, BufKind::F32),
-            buffer("h", 2 * FFN, BufKind::F32),
-            buffer("act", FFN, BufKind::F32),
-            buffer("hq", FFN, quant),
-            buffer("y", HIDDEN, BufKind::F32),
-            buffer("mixed", VOCAB, BufKind::F32),
-            BufSpec { name: "logits", dim: VOCAB, kind: BufKind::F32, rows: Rows::Outputs },
-        ],
-        weights: Vec::new(),
-        ops: Vec::new(),
-        labels: Vec::new(),
-        rope: RopeSpec {
-            layout: RopeLayout::HalfSplit,
-            inv_freq: (0..HEAD_DIM / 2).map(|i| 0.8f32.powi(i as i32)).collect(),
-            mscale: 1.0,
-        },
-        kv: KvSpec { layers: LAYERS, kv_heads: KV_HEADS, head_dim: HEAD_DIM },
-        vocab: VOCAB,
-        logits: BufId(9),
-    };
-    let mut weight = |kind| {
-        plan.weights.push(WeightSpec { name: format!("w{}", plan.weights.len()), kind });
-        WeightId(plan.weights.len() as u32 - 1)
-    };
-    let ternary = |n, k| WeightKind::Ternary { n, k, block: None };
-    let slice = |buf, at, dim| Slice { buf: BufId(buf), at, dim };
-    let whole = |buf, dim| slice(buf, 0, dim);
-    let table = WeightKind::Matrix { n: VOCAB, k: HIDDEN, dtype: MatrixType::F32 };
-    let mut ops = vec![Op::Embed { table: weight(table), out: BufId(0) }];
-    let norm = weight(WeightKind::Vector { len: HIDDEN });
-    let normed =
-        Op::RmsNorm { x: whole(0, HIDDEN), weight: norm, out: whole(1, HIDDEN), eps: 1e-5 };
-    let quantized = |from, dim, to| Op::Quantize { x: whole(from, dim), out: BufId(to) };
+    let mut b = Builder::new(VOCAB);
+    b.plan.kv = KvSpec { layers: LAYERS, kv_heads: KV_HEADS, head_dim: HEAD_DIM };
+    b.plan.rope.inv_freq = (0..HEAD_DIM / 2).map(|i| 0.8f32.powi(i as i32)).collect();
+    let x = b.input("x", HIDDEN);
+    let linear = |b: &mut Builder, x, n| b.product(x, ActQuant::PerToken, n, None);
     for layer in 0..LAYERS {
-        let (qkv, out) = (weight(ternary(qkv_dim, HIDDEN)), weight(ternary(HIDDEN, HIDDEN)));
-        let (up, down) = (weight(ternary(2 * FFN, HIDDEN)), weight(ternary(HIDDEN, FFN)));
-        let (q, k) = (slice(3, 0, HIDDEN), slice(3, HIDDEN, kv_dim));
-        let v = slice(3, HIDDEN + kv_dim, kv_dim);
-        ops.extend([
-            normed.clone(),
-            quantized(1, HIDDEN, 2),
-            Op::TernaryLinear { x: BufId(2), weight: qkv, out: whole(3, qkv_dim) },
-            Op::Rope { x: q, head_dim: HEAD_DIM },
-            Op::Rope { x: k, head_dim: HEAD_DIM },
-            Op::KvAppend { k, v, layer },
-            Op::Attention {
-                q,
-                layer,
-                out: whole(7, HIDDEN),
-                heads: HIDDEN / HEAD_DIM,
-                scale: (HEAD_DIM as f32).sqrt().recip(),
-            },
-            quantized(7, HIDDEN, 2),
-            Op::TernaryLinear { x: BufId(2), weight: out, out: whole(7, HIDDEN) },
-            Op::Add { x: BufId(0), y: BufId(7) },
-            normed.clone(),
-            quantized(1, HIDDEN, 2),
-            Op::TernaryLinear { x: BufId(2), weight: up, out: whole(4, 2 * FFN) },
-            Op::GatedAct {
-                gate: slice(4, 0, FFN),
-                up: slice(4, FFN, FFN),
-                out: whole(5, FFN),
-                act: Activation::Silu,
-            },
-            quantized(5, FFN, 6),
-            Op::TernaryLinear { x: BufId(6), weight: down, out: whole(7, HIDDEN) },
-            Op::Add { x: BufId(0), y: BufId(7) },
-        ]);
+        let normed = b.norm(x, 1e-5);
+        let qkv = linear(&mut b, normed, HIDDEN + 2 * KV_HEADS * HEAD_DIM);
+        let attended = b.attention(b.heads(qkv), layer);
+        let y = linear(&mut b, attended, HIDDEN);
+        b.op(Op::Add { x: x.buf, y: y.buf });
+        let normed = b.norm(x, 1e-5);
+        let both = linear(&mut b, normed, 2 * FFN);
+        let gated = b.gated(both, Activation::Silu);
+        let y = linear(&mut b, gated, HIDDEN);
+        b.op(Op::Add { x: x.buf, y: y.buf });
     }
-    let head = weight(ternary(VOCAB, HIDDEN));
-    ops.extend([
-        normed,
-        quantized(1, HIDDEN, 2),
-        Op::TernaryLinear { x: BufId(2), weight: head, out: whole(8, VOCAB) },
-        Op::TakeOutputs { x: BufId(8), out: BufId(9) },
-    ]);
-    plan.labels = ops.iter().map(|op| op.stem().to_string()).collect();
-    plan.ops = ops;
-    plan
+    let normed = b.norm(x, 1e-5);
+    let logits = linear(&mut b, normed, VOCAB);
+    b.finish(logits)
 }
 
-/// Random codes and rows; norms and scales of 1 over the root of K.
+/// Random weights, whose rows repeat: making them all would take longer than the measurement.
 async fn load(gpu: &mut Gpu, plan: &Plan) -> Result<(), BackendError> {
     gpu.allocate(&plan.weights).await?;
-    let random: Vec<u32> = (0..1 << 14).flat_map(|i| threefry2x32([0x7a9e, 1], [i, 0])).collect();
-    // Two bits of 0, 1 or 2: never both.
-    let codes: Vec<u32> = random.iter().map(|r| r & !((r & 0x5555_5555) << 1)).collect();
-    let rows: Vec<f32> = random.iter().map(|&r| r as f32 / u32::MAX as f32 - 0.5).collect();
     for (i, spec) in plan.weights.iter().enumerate() {
-        let (_, k) = spec.kind.shape();
-        let ones = vec![(k as f32).sqrt().recip(); 1 << 14];
-        for part in [WeightPart::Data, WeightPart::RowScales] {
-            let source: &[u8] = match (spec.kind, part) {
-                (WeightKind::Ternary { .. }, WeightPart::Data) => bytemuck::cast_slice(&codes),
-                (WeightKind::Matrix { .. }, WeightPart::Data) => bytemuck::cast_slice(&rows),
-                _ => bytemuck::cast_slice(&ones),
-            };
+        let i = i as u32;
+        for part in WeightPart::ALL {
+            let some = contents(spec.kind, part, ROWS.min(spec.kind.shape().0), i);
             let bytes = spec.kind.part_bytes(part);
-            let mut at = 0;
-            while at < bytes {
-                let some = (bytes - at).min(source.len() as u64);
-                gpu.write_weight(WeightId(i as u32), part, at, &source[..some as usize])?;
-                at += some;
+            for at in (0..bytes).step_by(some.len().max(1)) {
+                let left = usize::try_from(bytes - at).unwrap_or(usize::MAX);
+                gpu.write_weight(WeightId(i), part, at, &some[..left.min(some.len())])?;
             }
         }
     }
