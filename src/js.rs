@@ -112,6 +112,7 @@ struct OpenOptions {
     i2s: Option<String>,
     activations: Option<String>,
     kernels: Option<String>,
+    subgroups: bool,
 }
 
 /// `value` among `choices` by name.
@@ -135,13 +136,14 @@ fn device_options(
     device: Option<&str>,
     adapter: Option<String>,
     kernels: Option<String>,
+    page_adds_subgroups: bool,
 ) -> Result<DeviceOptions, JsValue> {
     let choices =
         [("auto", DeviceChoice::Auto), ("webgpu", DeviceChoice::Gpu), ("cpu", DeviceChoice::Cpu)];
     let choice = choose("device", device, &choices)?.unwrap_or_default();
     let invalid = |why: String| failure("invalid_argument", &format!("kernels: {why}"));
     let features = kernels.map(|k| k.parse().map_err(invalid)).transpose()?;
-    Ok(DeviceOptions { choice, adapter, threads: None, features })
+    Ok(DeviceOptions { choice, adapter, threads: None, features, page_adds_subgroups })
 }
 
 /// Opens a device. wgpu panics in surroundings that are neither a window nor a worker, and where there
@@ -229,7 +231,7 @@ impl Loader {
                 ..Default::default()
             },
         };
-        let device = device_options(o.device.as_deref(), o.adapter, o.kernels)?;
+        let device = device_options(o.device.as_deref(), o.adapter, o.kernels, o.subgroups)?;
         let (mut device, fallback) = open_device(device).await?;
         if let Device::Cpu(cpu) = &mut device {
             let crew = js_sys::Promise::resolve(&start_crew.call0(&JsValue::NULL)?);
@@ -588,6 +590,7 @@ impl Session {
 #[serde(rename_all = "camelCase")]
 struct CheckOptions {
     device: Option<String>,
+    subgroups: bool,
 }
 
 #[derive(Serialize)]
@@ -607,8 +610,8 @@ pub async fn check_kernels(
     on_result: js_sys::Function,
 ) -> Result<js_sys::Array, JsValue> {
     let options: CheckOptions = read("options", options)?;
-    let (mut device, _) =
-        open_device(device_options(options.device.as_deref(), None, None)?).await?;
+    let options = device_options(options.device.as_deref(), None, None, options.subgroups)?;
+    let (mut device, _) = open_device(options).await?;
     let results = js_sys::Array::new();
     for case in selfcheck::cases() {
         let error = case.run(&mut device).await.err();

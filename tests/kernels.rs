@@ -55,7 +55,7 @@ fn kernels_agree_with_their_twins() {
     for (subgroups, dot4) in [(true, true), (true, false), (false, true), (false, false)] {
         // The variants that run everywhere, within the limits that hold everywhere.
         let minimum = !subgroups && !dot4;
-        let features = KernelFeatures { subgroups, dot4, matrices: false };
+        let features = Some(KernelFeatures { subgroups, dot4, matrices: false });
         used.extend(check(Options { features, minimum, ..Options::default() }));
     }
     // Where there are cooperative matrices, what they replace was tested above.

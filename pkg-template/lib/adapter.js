@@ -1,16 +1,54 @@
-// Whether the GPU of this browser is one: a software adapter is slower than our own CPU kernels.
+// The GPU of this browser: whether it is one, and what wgpu does not ask it for.
 import { platform } from './platform.js';
 
-/** Why `device: 'auto'` must not use WebGPU here; `undefined`: it may. */
+/** @returns {Promise<any>} */
+async function requestAdapter() {
+  if (platform.gpuTrouble) return null;
+  return globalThis.navigator?.gpu?.requestAdapter({ powerPreference: 'high-performance' }).catch(() => null);
+}
+
+/** Why `device: 'auto'` must not use WebGPU here; `undefined`: it may. A software adapter is slower than our
+ * own CPU kernels. */
 export async function whyNotWebGpu() {
   if (platform.gpuTrouble) return platform.gpuTrouble;
-  const { gpu } = /** @type {any} */ (globalThis.navigator ?? {});
-  if (!gpu) return 'there is no WebGPU here (navigator.gpu is missing)';
-  const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' }).catch(() => null);
+  if (!globalThis.navigator?.gpu) return 'there is no WebGPU here (navigator.gpu is missing)';
+  const adapter = await requestAdapter();
   if (!adapter) return 'WebGPU has no adapter here';
   const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info ?? {};
   const name = [vendor, architecture, device, description].filter(Boolean).join(' ');
   const software = isFallbackAdapter || adapter.isFallbackAdapter
     || /swiftshader|llvmpipe|lavapipe|basic render/i.test(name);
   return software ? `the WebGPU adapter is a software one (${name})` : undefined;
+}
+
+/** Calls of `withSubgroups` under way, and the method that they stand in for. */
+let calls = 0;
+/** @type {any} */
+let requestDevice;
+
+/**
+ * What `make` resolves to. Devices made meanwhile may use subgroups if their adapter has them, and `make` is
+ * told whether: wgpu 30 asks a browser for the features in its table, where they are missing.
+ * @template T
+ * @param {string | undefined} device
+ * @param {(subgroups: boolean) => Promise<T>} make
+ */
+export async function withSubgroups(device, make) {
+  const prototype = /** @type {any} */ (globalThis).GPUAdapter?.prototype;
+  if (device === 'cpu' || !prototype || !(await requestAdapter())?.features.has('subgroups')) return make(false);
+  if (calls++ === 0) {
+    const original = requestDevice = prototype.requestDevice;
+    prototype.requestDevice = function (/** @type {any} */ descriptor) {
+      const subgroups = this.features.has('subgroups') ? ['subgroups'] : [];
+      return original.call(this, {
+        ...descriptor,
+        requiredFeatures: [...descriptor?.requiredFeatures ?? [], ...subgroups],
+      });
+    };
+  }
+  try {
+    return await make(true);
+  } finally {
+    if (--calls === 0) prototype.requestDevice = requestDevice;
+  }
 }

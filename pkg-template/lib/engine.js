@@ -1,5 +1,5 @@
 // The model itself: lives in the worker (or in place) and does what the messages ask.
-import { whyNotWebGpu } from './adapter.js';
+import { whyNotWebGpu, withSubgroups } from './adapter.js';
 import { Crew, Helper } from './crew.js';
 import { BitNetError, invalid, toError, throwIfAborted } from './errors.js';
 import { platform } from './platform.js';
@@ -153,11 +153,12 @@ export class Engine {
    * @param {AbortSignal} [signal] */
   async fill({ weights, texts }, options, progress, signal) {
     const { device, adapter, kernels, contextLength, kvCache, i2s, activations } = options;
-    const wanted = { device, adapter, kernels, contextLength, kvCache, i2s, activations };
-    const loader = await this.wasm.Loader.open(wanted, {
-      lengths: weights.map((file) => file.bytes),
-      texts: texts && new Map(Object.entries(texts)),
-    }, () => this.startCrew(options.threads, weights));
+    const open = (/** @type {boolean} */ subgroups) => this.wasm.Loader.open(
+      { device, adapter, kernels, subgroups, contextLength, kvCache, i2s, activations },
+      { lengths: weights.map((file) => file.bytes), texts: texts && new Map(Object.entries(texts)) },
+      () => this.startCrew(options.threads, weights),
+    );
+    const loader = await withSubgroups(device, open);
     let owned = true;
     const readers = weights.map((file) => file.stream()[Symbol.asyncIterator]());
     /** Bytes read but not taken yet, a file. @type {(Uint8Array | undefined)[]} */
@@ -286,16 +287,17 @@ export class Engine {
   }
 
   /** Each kernel of the device against its plain twin.
-   * @param {object} args @param {CallIO} io */
+   * @param {{ device?: string }} args @param {CallIO} io */
   check(args, { onEvent, signal }) {
     return this.run(async () => {
       this.wasm = await loadWasm();
       this.wasm.setPanicHandler((/** @type {string} */ message) => this.kill(message));
-      return this.wasm.checkKernels(args, async (/** @type {any} */ row) => {
+      const onResult = async (/** @type {any} */ row) => {
         onEvent?.(row);
         await this.turn();
         throwIfAborted(signal);
-      });
+      };
+      return withSubgroups(args.device, (subgroups) => this.wasm.checkKernels({ ...args, subgroups }, onResult));
     }, signal);
   }
 

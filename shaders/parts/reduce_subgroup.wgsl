@@ -1,4 +1,4 @@
-// Reductions by shuffles. Same signatures as reduce_workgroup. RUN (8, 16 or 32) is at most the
+// Reductions by shuffles. Same signatures as reduce_workgroup. RUN (4 to 32) is at most the
 // device's smallest subgroup, so that every run of RUN invocations lies inside one.
 override WG: u32 = 256u;
 override RUN: u32 = 8u;

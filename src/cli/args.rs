@@ -117,7 +117,7 @@ pub fn device_options(
         },
         adapter,
         threads: cpu.threads.map(usize::from),
-        features: None,
+        ..DeviceOptions::default()
     }
 }
 

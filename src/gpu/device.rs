@@ -128,6 +128,15 @@ fn has_matrices(adapter: &wgpu::Adapter, info: &wgpu::AdapterInfo, limits: &wgpu
             .any(|m| (m.m_size, m.n_size, m.k_size, m.ab_type, m.cr_type) == (16, 16, 16, F16, F32))
 }
 
+/// Sizes of subgroups. wgpu says "4 to 64" of every GPU under Metal; Apple's own, on which browsers rely
+/// on the same, have 32.
+fn subgroup_sizes(info: &wgpu::AdapterInfo) -> (u32, u32) {
+    match info.backend {
+        wgpu::Backend::Metal if info.name.starts_with("Apple") => (32, 32),
+        _ => (info.subgroup_min_size, info.subgroup_max_size),
+    }
+}
+
 impl Device {
     /// Opens the adapter that `options` (or `BITNET_ADAPTER`) names, or the best one.
     pub async fn open(options: &Options) -> Result<Device, BackendError> {
@@ -140,11 +149,12 @@ impl Device {
         let adapter = choose(&instance, named.as_deref()).await?;
         let info = adapter.get_info();
         let limits = if options.minimum { wgpu::Limits::default() } else { adapter.limits() };
-        let wanted = wgpu::Features::SUBGROUP
+        let known = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
-        let mut features = adapter.features() & wanted;
-        let matrices = options.features.matrices && has_matrices(&adapter, &info, &limits);
+        let mut features = adapter.features() & known;
+        let wanted = options.features.unwrap_or(KernelFeatures::ALL);
+        let matrices = wanted.matrices && has_matrices(&adapter, &info, &limits);
         if matrices {
             features |= MATRICES;
         }
@@ -179,14 +189,15 @@ impl Device {
             }
         });
 
-        let subgroup = features
-            .contains(wgpu::Features::SUBGROUP)
-            .then_some((info.subgroup_min_size, info.subgroup_max_size));
+        let subgroups = features.contains(wgpu::Features::SUBGROUP)
+            || cfg!(target_arch = "wasm32") && options.page_adds_subgroups;
+        let subgroup = subgroups.then(|| subgroup_sizes(&info));
         let dot4 = instance
             .wgsl_language_features()
             .contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
-        let subgroups = subgroup.is_some_and(|(min, _)| min >= 8);
-        let available = options.features.and(KernelFeatures { subgroups, dot4, matrices });
+        let subgroups =
+            subgroup.is_some_and(|(smallest, _)| smallest >= 8 || options.features.is_some());
+        let available = wanted.and(KernelFeatures { subgroups, dot4, matrices });
         let identity = [
             info.name.as_str(),
             info.driver.as_str(),
@@ -277,14 +288,14 @@ impl Device {
     /// Workgroup size of one token's attention: a sum of 16 bytes, a weight and room to reduce each;
     /// the query, a key and a value in common. Reductions go over few runs.
     pub fn attention_wg(&self) -> u32 {
-        let wanted = if self.has(Need::Subgroups) { 8 * self.run() } else { 128 };
+        let wanted = if self.has(Need::Subgroups) { (8 * self.run()).max(128) } else { 128 };
         self.workgroup(wanted, 16 + 4 + 16, 4096 + 2048)
     }
 
     /// Workgroup size of matrix-vector products: room to reduce each, and half of what WebGPU
     /// promises for the row.
     pub fn gemv_wg(&self) -> u32 {
-        let wanted = if self.has(Need::Subgroups) { 16 * self.run() } else { 256 };
+        let wanted = if self.has(Need::Subgroups) { (16 * self.run()).max(128) } else { 256 };
         self.workgroup(wanted, 16, 8192)
     }
 

@@ -25,7 +25,7 @@ use Access::{Read, Uniform, Write};
 pub enum Need {
     /// Every WebGPU device will do.
     Nothing,
-    /// Subgroup operations, and subgroups of at least 8.
+    /// Subgroup operations.
     Subgroups,
     /// `dot4I8Packed`.
     Dot4,

@@ -585,11 +585,12 @@ impl Lowering<'_> {
             return Ok(());
         }
         let wg = self.device.attention_wg();
-        if quads > wg || !q.at.is_multiple_of(4) {
+        let lanes = attention_lanes(kv.head_dim);
+        if quads > wg || lanes > self.device.run() || !q.at.is_multiple_of(4) {
             return unsupported(format!("heads of {} features from {}", kv.head_dim, q.at));
         }
         let mut overrides = self.device.reduction(wg);
-        overrides.extend([("QUADS", quads), ("LANES", attention_lanes(kv.head_dim))]);
+        overrides.extend([("QUADS", quads), ("LANES", lanes)]);
         let (mut k_at, mut v_at, mut norm_eps) = (0, 0, 0.0);
         let query = match append.map(|a| &self.plan.ops[a]) {
             Some(Op::KvAppend { k, v, .. }) => {

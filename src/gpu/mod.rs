@@ -42,26 +42,23 @@ use pipelines::Pipelines;
 use weights::Weights;
 
 /// What to open, and what to leave unused.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Part of the adapter's name, API or kind; otherwise the environment variable
     /// `BITNET_ADAPTER`, otherwise the best hardware adapter.
     pub adapter: Option<String>,
-    /// What kernels use of what the device has.
-    pub features: KernelFeatures,
+    /// What kernels use of what the device has. `None`: all, but no subgroups of less than 8
+    /// (SwiftShader's have 4, and there products whose scales change along a row come out wrong).
+    pub features: Option<KernelFeatures>,
     /// Ask for no more than WebGPU promises everywhere: 256 invocations and 16 KiB of memory a
     /// workgroup, bindings of 128 MiB.
     pub minimum: bool,
     /// Put a row of a known pattern behind every buffer that kernels write, for
     /// [`Gpu::check_guards`].
     pub guards: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        let features = KernelFeatures::ALL;
-        Options { adapter: None, features, minimum: false, guards: false }
-    }
+    /// In a browser: whoever calls adds `subgroups` to what the device is asked for, which wgpu 30
+    /// cannot. Without effect elsewhere.
+    pub page_adds_subgroups: bool,
 }
 
 /// A GPU that runs plans.

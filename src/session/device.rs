@@ -30,6 +30,8 @@ pub struct DeviceOptions {
     /// What the kernels of a GPU use of what it has; `None`: all. (Which is fastest can be measured:
     /// `Gpu::measure_features`.)
     pub features: Option<KernelFeatures>,
+    /// See `gpu::Options`.
+    pub page_adds_subgroups: bool,
 }
 
 /// A machine that runs plans.
@@ -65,7 +67,8 @@ impl Device {
     async fn open_gpu(options: &DeviceOptions) -> Result<Device, BackendError> {
         let options = crate::gpu::Options {
             adapter: options.adapter.clone(),
-            features: options.features.unwrap_or(KernelFeatures::ALL),
+            features: options.features,
+            page_adds_subgroups: options.page_adds_subgroups,
             ..Default::default()
         };
         Gpu::new(options).await.map(Device::Gpu)

@@ -33,7 +33,7 @@ const [promptTokens, tokens, runs] = [o['prompt-tokens'], o.tokens, o.runs].map(
 const { create, globals } = await import(pathToFileURL(join(resolve(o.dawn), 'index.js')).href);
 Object.assign(globalThis, globals);
 globalThis.Window ??= class Window {};
-const gpu = create([]);
+const gpu = create((process.env.DAWN ?? '').split(';').filter(Boolean));
 Object.defineProperty(gpu, 'wgslLanguageFeatures', { value: new Set([...gpu.wgslLanguageFeatures]) });
 Object.defineProperty(globalThis, 'navigator', { value: { gpu, hardwareConcurrency: 1 }, configurable: true, writable: true });
 

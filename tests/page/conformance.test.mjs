@@ -100,7 +100,7 @@ test('kernels are what the option says, as far as the device goes', { timeout: 6
     }
     return runs;
   });
-  assert.deepEqual(runs.map((run) => run.kernels), ['dot4', 'none', 'dot4']);
+  assert.deepEqual(runs.map((run) => run.kernels), ['dot4', 'none', 'subgroups+dot4']);
   for (const { tokens } of runs) assert.deepEqual(tokens, runs[0].tokens);
 });
 
