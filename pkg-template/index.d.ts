@@ -107,9 +107,10 @@ export interface LoadOptions {
   device?: 'auto' | 'webgpu' | 'cpu';
   /** Part of the adapter's name, where there are several. */
   adapter?: string;
-  /** What the GPU kernels use of what the adapter has: `'all'` (default), `'none'`, or names joined by `+`, such as
-   * `'dot4'`; what the device does not have is left out, and `info.kernels` says what is used. All sets
-   * compute the same: this is for finding out which is fastest on a device, or which one a driver gets wrong. */
+  /** What the GPU kernels use of what the adapter has: `'all'`, `'none'`, or names joined by `+`, such as
+   * `'subgroups+dot4'`; what the device does not have is left out, and `info.kernels` says what is used. Default:
+   * all, but no subgroups of less than 8 invocations. All sets compute the same: this is for finding out which is
+   * fastest on a device, or which one a driver gets wrong. */
   kernels?: 'all' | 'none' | (string & {});
   /** Tokens that prompt and answer may take together. Default: the model's, at most 4096. */
   contextLength?: number;

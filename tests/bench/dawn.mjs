@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Speed of WebGPU outside a browser: this package in Node on Dawn, Chromium's WebGPU.
 //
-//   node tests/bench/dawn.mjs --dawn FOLDER [FILE] [--pkg FOLDER] [--prompt-tokens N] [--tokens N] [--runs N] [--context N]
+//   node tests/bench/dawn.mjs --dawn FOLDER [FILE] [--pkg FOLDER] [--prompt-tokens N] [--tokens N] [--runs N] [--context N] [--kernels LIST]
 //
 // --dawn: an installed npm package `webgpu`. FILE: a GGUF file; without one, the embedded model. Prints one
 // JSON line with medians. Compare with `bitnet bench` on the same machine: that is wgpu's own Vulkan.
@@ -21,6 +21,7 @@ const { values: o, positionals: [file] } = parseArgs({
     tokens: { type: 'string', default: '64' },
     runs: { type: 'string', default: '5' },
     context: { type: 'string', default: '1024' },
+    kernels: { type: 'string' },
   },
 });
 if (!o.dawn) {
@@ -33,7 +34,7 @@ const [promptTokens, tokens, runs] = [o['prompt-tokens'], o.tokens, o.runs].map(
 const { create, globals } = await import(pathToFileURL(join(resolve(o.dawn), 'index.js')).href);
 Object.assign(globalThis, globals);
 globalThis.Window ??= class Window {};
-const gpu = create((process.env.DAWN ?? '').split(';').filter(Boolean));
+const gpu = create([]);
 Object.defineProperty(gpu, 'wgslLanguageFeatures', { value: new Set([...gpu.wgslLanguageFeatures]) });
 Object.defineProperty(globalThis, 'navigator', { value: { gpu, hardwareConcurrency: 1 }, configurable: true, writable: true });
 
@@ -41,7 +42,7 @@ const { BitNet } = await import(pathToFileURL(join(resolve(o.pkg), 'node.js')).h
 const source = file && new Uint8Array(readFileSync(file)).buffer;
 const started = performance.now();
 // Dawn's objects live in this thread.
-const model = await BitNet.load(source, { device: 'webgpu', worker: false, contextLength: Number(o.context) });
+const model = await BitNet.load(source, { device: 'webgpu', worker: false, contextLength: Number(o.context), ...(o.kernels && { kernels: o.kernels }) });
 const loadMs = performance.now() - started;
 
 const all = [];
@@ -57,7 +58,7 @@ for (let i = 0; i <= runs; i++) {
 }
 const median = (/** @type {string} */ key) => all.map((t) => t[key]).sort((a, b) => a - b)[all.length >> 1];
 console.log(JSON.stringify({
-  backend: 'webgpu (Dawn in Node)', adapter: model.info.adapter, api: model.info.api, threads: 1, context: promptTokens, load_ms: loadMs,
+  backend: 'webgpu (Dawn in Node)', adapter: model.info.adapter, api: model.info.api, kernels: model.info.kernels, threads: 1, context: promptTokens, load_ms: loadMs,
   first_prefill_ms: firstTokenMs, prefill_tok_s: median('prefillTokensPerSecond'), decode_tok_s: median('decodeTokensPerSecond'),
 }));
 process.exit(0); // A live GPU keeps Node running.

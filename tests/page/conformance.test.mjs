@@ -91,16 +91,18 @@ test('kernels are what the option says, as far as the device goes', { timeout: 6
   const runs = await page.evaluate(async () => {
     const { BitNet } = await import('/pkg/index.js');
     const runs = [];
-    for (const options of [{}, { kernels: 'none' }, { kernels: 'subgroups+dot4' }]) {
+    const { requestDevice } = GPUAdapter.prototype;
+    for (const options of [{}, { kernels: 'none' }, { kernels: 'subgroups+dot4' }, { kernels: 'subgroups', worker: false }]) {
       const source = '/fixtures/bitnet2b4t-mini/gguf/bitnet2b4t-mini-I2_S.gguf';
       const model = await BitNet.load(source, { device: 'webgpu', contextLength: 64, cache: false, ...options });
       const { tokens } = await model.generate([1, 2, 3, 4, 5], { maxTokens: 8, temperature: 0, ignoreEos: true }).result;
       runs.push({ kernels: model.info.kernels, tokens });
       await model.dispose();
     }
+    if (GPUAdapter.prototype.requestDevice !== requestDevice) throw new Error('the page is not as it was');
     return runs;
   });
-  assert.deepEqual(runs.map((run) => run.kernels), ['dot4', 'none', 'subgroups+dot4']);
+  assert.deepEqual(runs.map((run) => run.kernels), ['dot4', 'none', 'subgroups+dot4', 'subgroups']);
   for (const { tokens } of runs) assert.deepEqual(tokens, runs[0].tokens);
 });
 
