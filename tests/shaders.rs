@@ -2,13 +2,28 @@
 #![cfg(all(feature = "gpu", not(target_arch = "wasm32")))]
 
 use bitnet_rust::gpu::kernels::{Access, Need, variants};
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::back::{hlsl, msl, pipeline_constants::process_overrides};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, ScalarKind, StorageAccess, TypeInner};
 use std::collections::BTreeSet;
 
 fn parse(name: &str, source: &str) -> naga::Module {
     naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)))
+}
+
+fn validate(name: &str, source: &str, module: &naga::Module) -> ModuleInfo {
+    Validator::new(
+        ValidationFlags::all(),
+        Capabilities::SUBGROUP
+            | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | Capabilities::SHADER_FLOAT16
+            | Capabilities::COOPERATIVE_MATRIX,
+    )
+    .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+    .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+    .validate(module)
+    .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(source)))
 }
 
 fn access(name: &str, space: AddressSpace) -> Access {
@@ -45,17 +60,7 @@ fn shaders_validate_and_match_the_table() {
         let name = variant.name();
         let source = variant.source(false);
         let module = parse(&name, &source);
-        Validator::new(
-            ValidationFlags::all(),
-            Capabilities::SUBGROUP
-                | Capabilities::SHADER_FLOAT16_IN_FLOAT32
-                | Capabilities::SHADER_FLOAT16
-                | Capabilities::COOPERATIVE_MATRIX,
-        )
-        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
-        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
-        .validate(&module)
-        .unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+        validate(&name, &source, &module);
 
         let declared: BTreeSet<_> =
             module.overrides.iter().filter_map(|(_, o)| o.name.clone()).collect();
@@ -79,6 +84,37 @@ fn shaders_validate_and_match_the_table() {
         assert_eq!(declared, variant.bindings(), "{name}: bindings");
         let storage = declared.iter().filter(|d| d.1 != Access::Uniform).count();
         assert!(storage <= 8, "{name}: {storage} storage buffers, WebGPU promises 8");
+    }
+}
+
+/// No machine with Metal or Direct3D is at hand for every change: at least each variant that may run there
+/// is translated. `SHADERS_OUT` names a folder for the results.
+#[test]
+fn shaders_translate_for_metal_and_direct3d() {
+    let out = std::env::var_os("SHADERS_OUT").map(std::path::PathBuf::from);
+    for variant in variants().into_iter().filter(|v| !v.needs(Need::Matrices)) {
+        let name = variant.name();
+        let source = variant.source(false);
+        let module = parse(&name, &source);
+        let info = validate(&name, &source, &module);
+        let (module, info) =
+            process_overrides(&module, &info, None, &Default::default()).expect(&name);
+        let options = msl::Options {
+            lang_version: (2, 4),
+            fake_missing_bindings: true,
+            ..msl::Options::default()
+        };
+        let (metal, _) = msl::write_string(&module, &info, &options, &Default::default())
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut direct3d = String::new();
+        let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
+        hlsl::Writer::new(&mut direct3d, &options, &Default::default())
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        if let Some(out) = &out {
+            std::fs::write(out.join(format!("{name}.metal")), metal).unwrap();
+            std::fs::write(out.join(format!("{name}.hlsl")), direct3d).unwrap();
+        }
     }
 }
 

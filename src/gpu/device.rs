@@ -148,7 +148,12 @@ impl Device {
         let named = options.adapter.clone().or(from_env);
         let adapter = choose(&instance, named.as_deref()).await?;
         let info = adapter.get_info();
-        let limits = if options.minimum { wgpu::Limits::default() } else { adapter.limits() };
+        let mut limits = if options.minimum { wgpu::Limits::default() } else { adapter.limits() };
+        if info.backend == wgpu::Backend::Metal {
+            // A Metal pipeline that needs many registers takes smaller workgroups than the device's
+            // largest unless it is told theirs when it is made, which wgpu 30 does not do.
+            limits.max_compute_invocations_per_workgroup = 256;
+        }
         let known = wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
