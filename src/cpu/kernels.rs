@@ -10,7 +10,6 @@ use super::threads::Threads;
 use super::{attention, dense_linear, gated_act, quantize, rms_norm, ternary_linear, wide};
 use crate::backend::BackendError;
 use crate::plan::{ActQuant, Activation};
-use std::ops::Range;
 
 /// Instruction set of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,9 +300,9 @@ pub(super) fn ternary_linear_f32(
                     *v = w.unscaled(n, k) * w.row_scales[n];
                 }
             }
-            let n = rows.len();
-            let few = Dense { n, k: w.k, values: Values::F32(&values[..n * w.k]) };
-            dense_rows(isa, x, few, 0..n, &out.columns(rows));
+            let few =
+                Dense { n: rows.len(), k: w.k, values: Values::F32(&values[..rows.len() * w.k]) };
+            dense_linear(isa, threads, x, few, &out.columns(rows));
         }
     });
 }
@@ -315,25 +314,28 @@ pub(super) fn dense_linear(
     w: Dense<'_>,
     out: &RowsMut<'_>,
 ) {
-    threads.split(w.n, 16, WEIGHTS_A_TASK / w.k.max(1), |rows| dense_rows(isa, x, w, rows, out));
-}
-
-/// Rows `rows` of a dense matrix, which are one task's.
-fn dense_rows(isa: Isa, x: RowsRef<'_>, w: Dense<'_>, rows: Range<usize>, out: &RowsMut<'_>) {
+    let least = WEIGHTS_A_TASK / w.k.max(1);
     dispatch!(
         isa,
-        for t in 0..out.rows {
-            // SAFETY: each column is one task's.
-            let out = unsafe { out.part(t, rows.clone()) };
-            dense_linear::dense_linear(x.row(t), w.rows(rows.clone()), out);
-        },
-        {
+        threads.split(w.n, 16, least, |rows| {
+            for t in 0..out.rows {
+                // SAFETY: each column is one task's.
+                let out = unsafe { out.part(t, rows.clone()) };
+                dense_linear::dense_linear(x.row(t), w.rows(rows.clone()), out);
+            }
+        }),
+        threads.split(w.n, 16, least, |rows| {
             let (w, first) = (w.rows(rows.clone()), rows.start);
             // SAFETY: each column is one task's.
             let mut put = |t, n, y| unsafe { out.part(t, first + n..first + n + 1) }[0] = y;
             wide::dense_linear(x, out.rows, w, &mut put);
+        }),
+        fast => {
+            let task = simd::dense_linear::Task::new(x, w);
+            threads.split(w.n, 16, least, |rows| {
+                // SAFETY: as above; each column is one task's.
+                unsafe { (fast.dense_linear)(&task, rows, out) }
+            });
         },
-        // SAFETY: as above; each column is one task's.
-        fast => unsafe { (fast.dense_linear)(x, w, rows, out) },
     );
 }

@@ -3,8 +3,7 @@
 use super::registers::{Simd, Table, kernels};
 use super::{attention, dense_linear, elementwise, ternary_linear};
 use crate::cpu::kernels::Cache;
-use crate::cpu::matrix::Dense;
-use crate::cpu::rows::{RowsMut, RowsRef};
+use crate::cpu::rows::RowsMut;
 use crate::plan::{ActQuant, Activation};
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -83,6 +82,19 @@ macro_rules! registers_128 {
             unsafe { vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d)) }
         }
         #[inline(always)]
+        unsafe fn dot_group(w: *const i8, x: *const i16) -> int32x4_t {
+            let mut sums = unsafe { [Self::zero(); 2] };
+            for i in (0..32).step_by(8) {
+                // SAFETY: the caller's: 32 of each.
+                unsafe {
+                    let (w, x) = (vmovl_s8(vld1_s8(w.add(i))), vld1q_s16(x.add(i)));
+                    sums[0] = vmlal_s16(sums[0], vget_low_s16(w), vget_low_s16(x));
+                    sums[1] = vmlal_high_s16(sums[1], w, x);
+                }
+            }
+            unsafe { vaddq_s32(sums[0], sums[1]) }
+        }
+        #[inline(always)]
         unsafe fn pair_lanes(a: int32x4_t, b: int32x4_t) -> int32x4_t {
             unsafe { vaddq_s32(a, b) }
         }
@@ -115,13 +127,6 @@ macro_rules! registers_128 {
                 asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) floats, in(vreg) halves,
                     options(pure, nomem, nostack, preserves_flags));
                 floats
-            }
-        }
-        #[inline(always)]
-        unsafe fn load_i8(p: *const i8) -> float32x4_t {
-            unsafe {
-                let bytes = vreinterpret_s8_s32(vdup_n_s32(p.cast::<i32>().read_unaligned()));
-                vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
             }
         }
         #[inline(always)]

@@ -1,9 +1,8 @@
 //! What a family of processors gives to the kernels, and the table of kernels it gets back.
 
-use super::{attention, ternary_gemm, ternary_linear};
+use super::{attention, dense_linear, ternary_gemm, ternary_linear};
 use crate::cpu::kernels::Cache;
-use crate::cpu::matrix::Dense;
-use crate::cpu::rows::{RowsMut, RowsRef};
+use crate::cpu::rows::RowsMut;
 use crate::plan::{ActQuant, Activation};
 use std::ops::Range;
 
@@ -18,7 +17,7 @@ pub(in crate::cpu) struct Table {
     pub ternary_linear: unsafe fn(&ternary_linear::Task<'_>, Range<usize>, &RowsMut<'_>),
     /// The same for many tokens.
     pub ternary_gemm: Option<Gemm>,
-    pub dense_linear: unsafe fn(RowsRef<'_>, Dense<'_>, Range<usize>, &RowsMut<'_>),
+    pub dense_linear: unsafe fn(&dense_linear::Task<'_>, Range<usize>, &RowsMut<'_>),
     pub attention: unsafe fn(&attention::Task<'_>, Cache<'_>, usize, Range<usize>, &RowsMut<'_>),
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     pub quantize: unsafe fn(ActQuant, &[f32], &mut [i8], &mut [f32]),
@@ -93,6 +92,8 @@ pub(super) trait Simd {
     unsafe fn widen(wide: Self::Int, narrow: Self::Int) -> Self::Int;
     /// In each lane, the sums of the four i32 of `a`, of `b`, of `c` and of `d`.
     unsafe fn sum4(a: Self::Int, b: Self::Int, c: Self::Int, d: Self::Int) -> Self::Int;
+    /// Sums of parts of 32 products, which i32 hold: 32 · 2⁷ · 2¹⁵ = 2²⁷.
+    unsafe fn dot_group(w: *const i8, x: *const i16) -> Self::Int;
     /// The sums of neighbouring lanes, those of `a` before those of `b`.
     unsafe fn pair_lanes(a: Self::Int, b: Self::Int) -> Self::Int;
     /// `a − b` of i32.
@@ -104,7 +105,6 @@ pub(super) trait Simd {
     unsafe fn splat(v: f32) -> Self::Float;
     unsafe fn load_f32(p: *const f32) -> Self::Float;
     unsafe fn load_f16(p: *const u16) -> Self::Float;
-    unsafe fn load_i8(p: *const i8) -> Self::Float;
     unsafe fn store_f32(p: *mut f32, v: Self::Float);
     unsafe fn add(a: Self::Float, b: Self::Float) -> Self::Float;
     unsafe fn mul(a: Self::Float, b: Self::Float) -> Self::Float;
@@ -148,9 +148,9 @@ macro_rules! kernels {
                 unsafe { ternary_linear::ternary_linear::<$simd>(t, n, out) }
             }
             #[target_feature(enable = $features)]
-            unsafe fn dense(x: RowsRef<'_>, w: Dense<'_>, n: Range<usize>, out: &RowsMut<'_>) {
+            unsafe fn dense(t: &dense_linear::Task<'_>, n: Range<usize>, out: &RowsMut<'_>) {
                 // SAFETY: the caller's.
-                unsafe { dense_linear::dense_linear::<$simd>(x, w, n, out) }
+                unsafe { dense_linear::dense_linear::<$simd>(t, n, out) }
             }
             #[target_feature(enable = $features)]
             unsafe fn attention(

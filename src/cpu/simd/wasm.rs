@@ -6,8 +6,7 @@
 use super::registers::{Simd, Table, kernels};
 use super::{attention, dense_linear, elementwise, ternary_linear};
 use crate::cpu::kernels::Cache;
-use crate::cpu::matrix::Dense;
-use crate::cpu::rows::{RowsMut, RowsRef};
+use crate::cpu::rows::RowsMut;
 use crate::plan::{ActQuant, Activation};
 use std::arch::wasm32::*;
 use std::ops::Range;
@@ -63,6 +62,17 @@ impl Simd for Simd128 {
         i32x4_add(i64x2_shuffle::<0, 2>(ab, cd), i64x2_shuffle::<1, 3>(ab, cd))
     }
     #[inline(always)]
+    unsafe fn dot_group(w: *const i8, x: *const i16) -> v128 {
+        let mut sum = i32x4_splat(0);
+        for i in (0..32).step_by(8) {
+            // SAFETY: the caller's: 32 of each.
+            let (w, x) = unsafe { (i16x8_load_extend_i8x8(w.add(i)), v128_load(x.add(i).cast())) };
+            let dot = i32x4_dot_i16x8(w, x);
+            sum = if i == 0 { dot } else { i32x4_add(sum, dot) };
+        }
+        sum
+    }
+    #[inline(always)]
     unsafe fn pair_lanes(a: v128, b: v128) -> v128 {
         i32x4_add(a, b)
     }
@@ -93,11 +103,6 @@ impl Simd for Simd128 {
         let magnitude = u32x4_shl(v128_and(bits, u32x4_splat(0x7fff)), 13);
         let scaled = f32x4_mul(magnitude, u32x4_splat(0x7780_0000));
         v128_or(scaled, u32x4_shl(v128_and(bits, u32x4_splat(0x8000)), 16))
-    }
-    #[inline(always)]
-    unsafe fn load_i8(p: *const i8) -> v128 {
-        let bytes = unsafe { v128_load32_zero(p.cast()) };
-        f32x4_convert_i32x4(i32x4_extend_low_i16x8(i16x8_extend_low_i8x16(bytes)))
     }
     #[inline(always)]
     unsafe fn store_f32(p: *mut f32, v: v128) {

@@ -3,8 +3,7 @@
 use super::registers::{Gemm, Simd, Table, Wide, kernels};
 use super::{attention, dense_linear, elementwise, ternary_gemm, ternary_linear};
 use crate::cpu::kernels::Cache;
-use crate::cpu::matrix::Dense;
-use crate::cpu::rows::{RowsMut, RowsRef};
+use crate::cpu::rows::RowsMut;
 use crate::plan::{ActQuant, Activation};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -69,6 +68,17 @@ macro_rules! registers_256 {
             unsafe { _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)) }
         }
         #[inline(always)]
+        unsafe fn dot_group(w: *const i8, x: *const i16) -> __m256i {
+            unsafe {
+                let near = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.cast()));
+                let far = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(16).cast()));
+                _mm256_add_epi32(
+                    _mm256_madd_epi16(near, _mm256_loadu_si256(x.cast())),
+                    _mm256_madd_epi16(far, _mm256_loadu_si256(x.add(16).cast())),
+                )
+            }
+        }
+        #[inline(always)]
         unsafe fn pair_lanes(a: __m256i, b: __m256i) -> __m256i {
             unsafe {
                 let even = _mm256_permute2x128_si256::<0x20>(a, b);
@@ -98,10 +108,6 @@ macro_rules! registers_256 {
         #[inline(always)]
         unsafe fn load_f16(p: *const u16) -> __m256 {
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
-        }
-        #[inline(always)]
-        unsafe fn load_i8(p: *const i8) -> __m256 {
-            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
         }
         #[inline(always)]
         unsafe fn store_f32(p: *mut f32, v: __m256) {
@@ -237,6 +243,13 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn dot_group(w: *const i8, x: *const i16) -> __m512i {
+        unsafe {
+            let w = _mm512_cvtepi8_epi16(_mm256_loadu_si256(w.cast()));
+            _mm512_madd_epi16(w, _mm512_loadu_si512(x.cast()))
+        }
+    }
+    #[inline(always)]
     unsafe fn pair_lanes(a: __m512i, b: __m512i) -> __m512i {
         unsafe {
             let even = _mm512_shuffle_i64x2::<0b10_00_10_00>(a, b);
@@ -266,10 +279,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_i8(p: *const i8) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn store_f32(p: *mut f32, v: __m512) {
