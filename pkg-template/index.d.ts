@@ -89,8 +89,8 @@ export type ModelSource = FileSource | SafetensorsSource | PinnedSource;
 /** How far a load has come. */
 export interface Progress {
   /** `wait`: another tab is downloading this file · `download` · `read`: from the cache or a local
-   * file · `prepare`: kernels are compiled · `ready` */
-  phase: 'wait' | 'download' | 'read' | 'prepare' | 'ready';
+   * file · `measure`: which kernels are fastest on this GPU, once · `prepare`: kernels are compiled · `ready` */
+  phase: 'measure' | 'wait' | 'download' | 'read' | 'prepare' | 'ready';
   /** Bytes taken in, of all files. */
   loadedBytes: number;
   /** Bytes of all files, once known. */
@@ -108,9 +108,10 @@ export interface LoadOptions {
   /** Part of the adapter's name, where there are several. */
   adapter?: string;
   /** What the GPU kernels use of what the adapter has: `'all'`, `'none'`, or names joined by `+`, such as
-   * `'subgroups+dot4'`; what the device does not have is left out, and `info.kernels` says what is used. Default:
-   * all, but no subgroups of less than 8 invocations. All sets compute the same: this is for finding out which is
-   * fastest on a device, or which one a driver gets wrong. */
+   * `'subgroups+dot4'`; what the device does not have is left out, and `info.kernels` says what is used. Default: what
+   * is fastest and computes right, measured at the first load (a second or two) and remembered in the cache for this
+   * adapter, browser and version. Where nothing is kept (`cache: false`), and on software adapters and very slow
+   * ones: all, but no subgroups of less than 8 invocations. */
   kernels?: 'all' | 'none' | (string & {});
   /** Tokens that prompt and answer may take together. Default: the model's, at most 4096. */
   contextLength?: number;

@@ -24,6 +24,8 @@ use std::collections::BTreeMap;
 use wasm_bindgen::prelude::*;
 
 mod crew;
+#[cfg(feature = "gpu")]
+mod measure;
 
 thread_local! {
     static ON_PANIC: RefCell<Option<js_sys::Function>> = const { RefCell::new(None) };
@@ -46,6 +48,12 @@ fn start() {
 #[wasm_bindgen(js_name = setPanicHandler)]
 pub fn set_panic_handler(handler: js_sys::Function) {
     ON_PANIC.set(Some(handler));
+}
+
+/// The version of this library.
+#[wasm_bindgen]
+pub fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_string()
 }
 
 /// Bytes of this instance's memory.

@@ -24,7 +24,7 @@ step "its declarations and sources, by tsc"
 step "the package in Node"
 node --test --test-timeout=300000 --test-concurrency=1 tests/pkg/{download,package,threads}.test.mjs
 
-for part in cache conformance demo demo-e2e fields serve threads apps; do
+for part in cache conformance kernels demo demo-e2e fields serve threads apps; do
   step "in Chromium: $part"
   # The limit holds for the file as a whole, too.
   node --test --test-timeout=3600000 "tests/page/$part.test.mjs"

@@ -1,4 +1,4 @@
-// The GPU of this browser: whether it is one, and what wgpu does not ask it for.
+// The GPU of this browser: what it tells of itself, and what wgpu does not ask it for.
 import { platform } from './platform.js';
 
 /** @returns {Promise<any>} */
@@ -7,18 +7,27 @@ async function requestAdapter() {
   return globalThis.navigator?.gpu?.requestAdapter({ powerPreference: 'high-performance' }).catch(() => null);
 }
 
+/** What the adapter is called, whether it is a program, and what tells it from others, which goes for the browser, too:
+ * that compiles the kernels. `undefined` where there is none. */
+export async function adapterFacts() {
+  const adapter = await requestAdapter();
+  if (!adapter) return undefined;
+  const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info ?? {};
+  const words = [vendor, architecture, device, description];
+  const name = words.filter(Boolean).join(' ');
+  const software = isFallbackAdapter || adapter.isFallbackAdapter
+    || /swiftshader|llvmpipe|lavapipe|basic render/i.test(name);
+  return { name, software, identity: JSON.stringify([...words, navigator.userAgent]) };
+}
+
 /** Why `device: 'auto'` must not use WebGPU here; `undefined`: it may. A software adapter is slower than our
  * own CPU kernels. */
 export async function whyNotWebGpu() {
   if (platform.gpuTrouble) return platform.gpuTrouble;
   if (!globalThis.navigator?.gpu) return 'there is no WebGPU here (navigator.gpu is missing)';
-  const adapter = await requestAdapter();
-  if (!adapter) return 'WebGPU has no adapter here';
-  const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info ?? {};
-  const name = [vendor, architecture, device, description].filter(Boolean).join(' ');
-  const software = isFallbackAdapter || adapter.isFallbackAdapter
-    || /swiftshader|llvmpipe|lavapipe|basic render/i.test(name);
-  return software ? `the WebGPU adapter is a software one (${name})` : undefined;
+  const facts = await adapterFacts();
+  if (!facts) return 'WebGPU has no adapter here';
+  return facts.software ? `the WebGPU adapter is a software one (${facts.name})` : undefined;
 }
 
 /** Calls of `withSubgroups` under way, and the method that they stand in for. */

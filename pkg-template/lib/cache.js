@@ -109,6 +109,39 @@ export async function list() {
   return files;
 }
 
+/** Whether anything can be kept here. */
+export const canKeep = async () => (await platform.stores()).some((store) => store.open);
+
+const NOTE = 'note-';
+const noteId = async (/** @type {string} */ name) => NOTE + await idOf(name);
+
+/** A few words that lie beside the files under `name`, where there are any.
+ * @param {string} name @returns {Promise<string | undefined>} */
+export async function readNote(name) {
+  const id = await noteId(name);
+  for (const store of await platform.stores()) {
+    try {
+      const { name: whose, note } = JSON.parse((await store.readManifest(id)) ?? '{}');
+      if (whose === name && typeof note === 'string') return note;
+    } catch {
+      // Unreadable is as good as absent.
+    }
+  }
+  return undefined;
+}
+
+/** Keeps a few words. @param {string} name @param {string} note */
+export async function writeNote(name, note) {
+  const store = (await platform.stores()).find((s) => s.open);
+  // No file: `list` has none of it.
+  const writer = await store?.open(await noteId(name), /** @type {any} */ ({ partBytes: 0 }));
+  try {
+    await writer?.saveManifest(JSON.stringify({ name, note }));
+  } finally {
+    await writer?.close();
+  }
+}
+
 /** Deletes the file of `url`, or everything; says how many files went.
  * A file that is being downloaded now, here or in another tab, is left alone.
  * @param {string} [url] */
@@ -122,7 +155,7 @@ export async function remove(url) {
         await store.remove(id);
         return true;
       });
-      if (gone) count++;
+      if (gone) count += id.startsWith(NOTE) ? 0 : 1;
       else if (url !== undefined) throw new BitNetError('cache_busy', `${url} is being downloaded`);
     }
   }

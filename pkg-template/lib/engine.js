@@ -2,6 +2,7 @@
 import { whyNotWebGpu, withSubgroups } from './adapter.js';
 import { Crew, Helper } from './crew.js';
 import { BitNetError, invalid, toError, throwIfAborted } from './errors.js';
+import { fastestKernels } from './kernels.js';
 import { platform } from './platform.js';
 import { Progress } from './progress.js';
 import { resolve } from './source.js';
@@ -121,6 +122,11 @@ export class Engine {
         onSize: () => progress.sizes(),
         onWarning: (/** @type {any} */ e) => onEvent?.({ warning: { code: e.code, message: e.message } }),
       };
+      if (options.kernels === undefined && context.cache && (options.device === 'webgpu' || (wantsAuto && !fallback))) {
+        const kernels = await fastestKernels(this.wasm, signal, () => progress.phase('measure'));
+        throwIfAborted(signal);
+        options = { ...options, kernels };
+      }
       for (let restarts = 0; ;) {
         /** @type {import('./source.js').File[]} */
         let files = [];

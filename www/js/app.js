@@ -74,7 +74,7 @@ function showLoading() {
     const { loadedBytes = 0, totalBytes, phase, secondsLeft } = progress ?? {};
     const of = totalBytes ? `${formatBytes(loadedBytes)} of ${formatBytes(totalBytes)}` : formatBytes(loadedBytes);
     const text = phase === 'prepare' ? 'getting ready' : phase === 'wait' ? 'another tab is downloading it'
-      : phase === 'read' ? `opening, ${of}`
+      : phase === 'measure' ? 'trying out the GPU' : phase === 'read' ? `opening, ${of}`
         : phase === 'download' ? `downloading, ${of}${secondsLeft === undefined ? '' : `, ${formatSeconds(secondsLeft)} left`}` : 'loading';
     byId('state-text').textContent = text;
     thread.load(totalBytes ? loadedBytes / totalBytes : null, text);
