@@ -5,7 +5,7 @@
 // 8 queries x 4 (or 8) features of the output.
 //
 // Shapes: q slice of [T, H * D], cache [context, G * D] twice, out slice of [T, H * D]; D <= 256.
-// Dispatch: (ceil(T / 64), H, 1). Parts: step, kv_*, f16_round, exp. Twin: src/cpu/attention.rs.
+// Dispatch: (H, ceil(T / 64), 1). Parts: step, kv_*, f16_round, exp. Twin: src/cpu/attention.rs.
 struct Params {
     group: u32, // H / G
     kv_quads: u32, // G * D / 4
@@ -39,8 +39,8 @@ fn main(
     @builtin(local_invocation_index) tid: u32,
 ) {
     // The longest first.
-    let t0 = (grid.x - 1u - wg.x) * 64u;
-    let head = wg.y;
+    let t0 = (grid.y - 1u - wg.y) * 64u;
+    let head = wg.x;
     let origin = head / p.group * QUADS;
     let key = tid % 16u; // scores: keys `key` and `key + 16`
     let four = tid / 16u; // of queries

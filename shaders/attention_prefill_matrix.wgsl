@@ -6,7 +6,7 @@
 // queries x keys, then over queries x features.
 //
 // Shapes: q slice of [T, H * D], cache [context, G * D] twice, out slice of [T, H * D]; D a multiple of
-// 32, at most 128. Dispatch: (ceil(T / 64), H, 1). Parts: step. Twin: src/cpu/attention.rs.
+// 32, at most 128. Dispatch: (H, ceil(T / 64), 1). Parts: step. Twin: src/cpu/attention.rs.
 struct Params {
     group: u32, // H / G
     kv_quads: u32, // G * D / 4
@@ -60,8 +60,8 @@ fn main(
     @builtin(local_invocation_index) tid: u32,
 ) {
     // The longest first.
-    let t0 = (grid.x - 1u - wg.x) * 64u;
-    let head = wg.y;
+    let t0 = (grid.y - 1u - wg.y) * 64u;
+    let head = wg.x;
     let origin = head / p.group * QUADS;
     let line = QUADS + 2u;
     let sub = tid / 32u;

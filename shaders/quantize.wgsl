@@ -4,8 +4,9 @@
 // RULE 1: per 256, iscale = -127 / (first value of largest magnitude), d = 1 / iscale
 // RULE 2: per 32, q = round(x * (127 / max|x|)), d = max|x| / 127, stored as f16
 //
-// Shapes: x slice of [T, K]; xq [T, K64/4] words of four int8, padded with zeros; xd [T, groups];
-// xsum [T, 1 + K64/32]: the row's sum, then the sum of every 32 values.
+// Shapes: x slice of [T, K]; xq [T, K64/4] words of four int8, padded with zeros, or with HALVES
+// [T, K64/2] words of two f16, the middle two of each four exchanged: as ternary_gemm_matrix finds its
+// weights; xd [T, groups]; xsum [T, 1 + K64/32]: the row's sum, then the sum of every 32 values.
 // Dispatch: (T, 1, 1). Parts: step, f16_round, int8, peak, reduce_*, source_{plain,norm}.
 // Twin: src/cpu/quantize.rs.
 struct Params {
@@ -23,6 +24,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> xsum: array<i32>;
 
 override RULE: u32 = 0u;
+override HALVES: u32 = 0u;
 var<workgroup> peaks: array<f32, WG>;
 var<workgroup> run_peaks: array<f32, WG>;
 
@@ -78,7 +80,13 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
         let sum = q.x + q.y + q.z + q.w;
         let run_sum = lanes_sum_i32(sum, tid, 8u);
         if (quad < quads) {
-            xq[t * quads + quad] = packed_i8(q);
+            let at = t * quads + quad;
+            if (HALVES == 1u) {
+                xq[2u * at] = pack2x16float(vec2<f32>(q.xz));
+                xq[2u * at + 1u] = pack2x16float(vec2<f32>(q.yw));
+            } else {
+                xq[at] = packed_i8(q);
+            }
             if (quad % 8u == 0u) { xsum[t * (p.runs + 1u) + 1u + run] = run_sum; }
         }
         total += sum;

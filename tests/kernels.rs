@@ -13,6 +13,7 @@ use bitnet_rust::gpu::{Gpu, Options, kernels};
 use bitnet_rust::plan::*;
 use bitnet_rust::sampling::{Sampling, threefry2x32};
 use bitnet_rust::selfcheck;
+use bitnet_rust::synthetic;
 use pollster::block_on;
 use std::collections::BTreeSet;
 
@@ -245,6 +246,29 @@ fn attention_split_over_the_context() {
         }
         block_on(gpu.check_guards()).unwrap();
     }
+}
+
+/// Between operations that run as one there is nothing to keep, until somebody wants to see it.
+#[test]
+fn buffers_that_only_a_trace_sees_are_made_for_it() {
+    let Some(mut gpu) = open(Options::default()) else { return };
+    let plan = synthetic::plan("tiny", None).unwrap();
+    block_on(synthetic::load(&mut gpu, &plan)).unwrap();
+    let options = RunOptions { context: 32, kv_type: KvType::F16, max_tokens: 8 };
+    block_on(gpu.prepare(&plan, options)).unwrap();
+    let step = Step { tokens: &[3, 1, 4, 1, 5], pos: 0, outputs: Outputs::Last };
+    block_on(gpu.forward(step)).unwrap();
+    let expected = block_on(gpu.logits()).unwrap();
+    let before = gpu.allocated_bytes();
+    let mut seen = 0;
+    block_on(gpu.trace(step, &mut |_, values| seen += values.len())).unwrap();
+    assert!(seen > 0 && gpu.allocated_bytes() > before);
+    let after = gpu.allocated_bytes();
+    block_on(gpu.trace(step, &mut |_, _| ())).unwrap();
+    block_on(gpu.forward(step)).unwrap();
+    assert_eq!(gpu.allocated_bytes(), after);
+    assert_eq!(block_on(gpu.logits()).unwrap(), expected);
+    block_on(gpu.check_guards()).unwrap();
 }
 
 /// Calls outside the contract, and requests that no device can meet, are errors of the right kind;

@@ -50,7 +50,7 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
         KvArg::Q8 => KvType::Q8,
     };
     let context = machine.load.context.unwrap_or(0).max(prompt + wanted.tokens + 1);
-    let run = RunOptions { context, kv_type, max_tokens: prompt.min(512) };
+    let run = RunOptions { context, kv_type, max_tokens: prompt.min(device.chunk_tokens()) };
     block_on(device.prepare(&plan, run)).map_err(|e| failed(&e))?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
 
@@ -87,10 +87,12 @@ pub fn bench(wanted: &Wanted<'_>, machine: &MachineArgs) -> Result<(), Failure> 
         }
     }
     let (prefill, decode) = (super::bench::median(prefill), super::bench::median(decode));
-    let ids = &ids[..ids.len().min(run.max_tokens as usize)];
+    // Its last whole chunk: attention grows on the way.
+    let pos = (prompt / run.max_tokens - 1) * run.max_tokens;
+    let ids = &ids[pos as usize..][..run.max_tokens as usize];
     let steps = [
         ("a decoded token", profile(&mut device, &[1], prompt)?),
-        ("a chunk of the prompt", profile(&mut device, ids, 0)?),
+        ("a chunk of the prompt", profile(&mut device, ids, pos)?),
     ];
     let copy_gb_s = block_on(device.copy_gb_s()).map_err(|e| failed(&e))?;
     let caps = device.caps().clone();

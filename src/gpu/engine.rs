@@ -4,13 +4,13 @@ use super::device::Device;
 use super::fusion::{self, Rules};
 use super::kernels::Access;
 use super::launch::{Bind, Extent, Launch, Plane, When};
-use super::lower::{Lowering, stride};
+use super::lower::{Lowering, in_halves, stride};
 use super::params;
 use super::pipelines::{Pipeline, Pipelines};
 use super::weights::Weights;
 use crate::backend::{BackendError, KvType, Outputs, RunOptions};
-use crate::plan::{BufId, BufKind, BufSpec, Plan, RopeSpec, Rows, WeightPart};
-use std::collections::HashMap;
+use crate::plan::{BufId, BufKind, BufSpec, Op, Plan, RopeSpec, Rows, WeightPart};
+use std::collections::{HashMap, HashSet};
 use wgpu::BufferUsages;
 
 /// Multiply-adds of ternary and dense products that one submit may hold. A small GPU does some
@@ -63,6 +63,10 @@ pub struct Engine {
     pub tokens: wgpu::Buffer,
     pub bytes: u64,
     output_rows: u32,
+    /// Which buffers are f16 in steps of many tokens.
+    pub halves: Vec<bool>,
+    /// Rows of each buffer; none of those that only a trace sees.
+    rows: Vec<u64>,
     buffers: Vec<Planes>,
     keys: Vec<wgpu::Buffer>,
     values: Vec<wgpu::Buffer>,
@@ -80,12 +84,12 @@ fn kv_row_bytes(kv_type: KvType, dim: u32) -> u64 {
     }
 }
 
-/// Bytes a row takes in a plane of a buffer.
-fn plane_row_bytes(spec: &BufSpec, plane: Plane) -> u64 {
+/// Bytes a row takes in a plane of a buffer; `halves`: its quantised values may be f16.
+fn plane_row_bytes(spec: &BufSpec, plane: Plane, halves: bool) -> u64 {
     let padded = u64::from(stride(spec.dim));
     match (spec.kind, plane) {
         (BufKind::F32, Plane::Values) => padded * 4,
-        (BufKind::Quant(_), Plane::Values) => padded,
+        (BufKind::Quant(_), Plane::Values) => padded * if halves { 2 } else { 1 },
         (BufKind::Quant(rule), Plane::Scales) => u64::from(rule.groups(spec.dim)) * 4,
         (BufKind::Quant(_), Plane::Sums) => (padded / 32 + 1) * 4,
         _ => 0,
@@ -120,7 +124,7 @@ impl Engine {
         let kv_bytes =
             kv_row_bytes(options.kv_type, kv.kv_heads * kv.head_dim) * u64::from(options.context);
         let heads = plan.ops.iter().filter_map(|op| match op {
-            crate::plan::Op::Attention { heads, .. } => Some(*heads),
+            Op::Attention { heads, .. } => Some(*heads),
             _ => None,
         });
         let partial_bytes = u64::from(heads.max().unwrap_or(0))
@@ -128,13 +132,29 @@ impl Engine {
             * (u64::from(kv.head_dim) + 2)
             * 4;
         let rope_bytes = plan.rope.inv_freq.len() as u64 * 8 * u64::from(options.context);
-        let rows_of = |spec: &BufSpec| match spec.rows {
-            Rows::Tokens => u64::from(options.max_tokens),
-            Rows::Outputs => 1,
-        };
-        for spec in &plan.buffers {
+        let mut used = HashSet::from([plan.logits]);
+        for decode in [true, false] {
+            let launches = launches(device, weights, plan, options.kv_type, decode, true)?;
+            used.extend(launches.iter().flat_map(|l| &l.binds).filter_map(
+                |&(_, bind)| match bind {
+                    Bind::Buf(id, _) => Some(id),
+                    _ => None,
+                },
+            ));
+        }
+        let rows: Vec<u64> = (0u32..)
+            .zip(&plan.buffers)
+            .map(|(i, spec)| match spec.rows {
+                _ if !used.contains(&BufId(i)) => 0,
+                Rows::Tokens => u64::from(options.max_tokens),
+                Rows::Outputs => 1,
+            })
+            .collect();
+        let halves: Vec<bool> =
+            (0..plan.buffers.len()).map(|i| in_halves(device, plan, BufId(i as u32))).collect();
+        for ((spec, &halves), rows) in plan.buffers.iter().zip(&halves).zip(&rows) {
             for plane in [Plane::Values, Plane::Scales, Plane::Sums] {
-                sizes.push((spec.name.into(), rows_of(spec) * plane_row_bytes(spec, plane)));
+                sizes.push((spec.name.into(), rows * plane_row_bytes(spec, plane, halves)));
             }
         }
         for layer in 0..kv.layers {
@@ -177,8 +197,12 @@ impl Engine {
                     buffers: plan
                         .buffers
                         .iter()
-                        .map(|spec| planes(device, spec, rows_of(spec)))
+                        .zip(&halves)
+                        .zip(&rows)
+                        .map(|((spec, &halves), &rows)| planes(device, spec, rows, halves))
                         .collect(),
+                    halves,
+                    rows,
                     keys: layer_buffers("keys"),
                     values: layer_buffers("values"),
                     rope,
@@ -211,21 +235,7 @@ impl Engine {
         decode: bool,
         fused: bool,
     ) -> Result<Program, BackendError> {
-        let plan = &self.plan;
-        let row_max = device.row_max();
-        let nodes = if fused {
-            let sharded = |i: usize| match plan.ops[i] {
-                crate::plan::Op::TernaryLinear { weight, .. } => {
-                    weights.all[weight.0 as usize].shards.len() > 1
-                }
-                _ => true,
-            };
-            fusion::fuse(plan, Rules { decode, row_max }, sharded)
-        } else {
-            fusion::unfused(plan)
-        };
-        let lowering = Lowering { device, plan, weights, kv_type: self.options.kv_type, decode };
-        let launches = lowering.lower(&nodes)?;
+        let launches = launches(device, weights, &self.plan, self.options.kv_type, decode, fused)?;
         device
             .guarded("the plan's pipelines", 0, || {
                 Ok(self.instantiate(device, pipelines, weights, launches))
@@ -313,10 +323,13 @@ impl Engine {
     /// that have a meaning.
     pub fn written(&self) -> Vec<(&'static str, &wgpu::Buffer, u64, u64)> {
         let mut all = Vec::new();
-        for (spec, planes) in self.plan.buffers.iter().zip(&self.buffers) {
-            let row = |plane| plane_row_bytes(spec, plane);
+        let buffers = self.plan.buffers.iter().zip(&self.buffers).zip(&self.halves);
+        for ((spec, planes), &halves) in buffers {
+            let row = |plane| plane_row_bytes(spec, plane, halves);
             let used = match spec.kind {
                 BufKind::F32 => u64::from(spec.dim) * 4,
+                // Of f16, two of four are exchanged.
+                BufKind::Quant(_) if halves => u64::from(spec.dim.next_multiple_of(4)) * 2,
                 BufKind::Quant(_) => u64::from(spec.dim),
             };
             all.push((spec.name, &planes.values, row(Plane::Values), used));
@@ -357,35 +370,62 @@ impl Engine {
         if rows <= self.output_rows {
             return Ok(());
         }
-        let is_output = |spec: &&BufSpec| spec.rows == Rows::Outputs;
-        let row_bytes = |spec: &BufSpec| -> u64 {
-            [Plane::Values, Plane::Scales, Plane::Sums]
-                .iter()
-                .map(|&p| plane_row_bytes(spec, p))
-                .sum()
-        };
-        let mut grown = 0;
-        for spec in self.plan.buffers.iter().filter(is_output) {
-            let row = plane_row_bytes(spec, Plane::Values);
-            fits(device, &format!("{} of {rows} rows", spec.name), row * u64::from(rows))?;
-            grown += row_bytes(spec) * u64::from(rows - self.output_rows);
-        }
-        let plan = &self.plan;
-        let fresh = device
-            .guarded("rows of logits", grown, || {
-                Ok(plan
-                    .buffers
-                    .iter()
-                    .map(|s| is_output(&s).then(|| planes(device, s, u64::from(rows))))
-                    .collect::<Vec<_>>())
-            })
-            .await?;
-        for (old, new) in self.buffers.iter_mut().zip(fresh) {
-            if let Some(new) = new {
-                *old = new;
+        let is_output = |spec: &BufSpec, old| spec.rows == Rows::Outputs && old > 0;
+        self.resize(device, pipelines, weights, rows, is_output).await
+    }
+
+    /// Makes room for what only a trace sees: between operations that otherwise run as one.
+    pub async fn reserve_all(
+        &mut self,
+        device: &Device,
+        pipelines: &mut Pipelines,
+        weights: &Weights,
+    ) -> Result<(), BackendError> {
+        match self.rows.contains(&0) {
+            true => {
+                let outputs = self.output_rows;
+                self.resize(device, pipelines, weights, outputs, |_, old| old == 0).await
             }
+            false => Ok(()),
         }
-        self.output_rows = rows;
+    }
+
+    /// Makes those buffers anew, for steps that want `outputs` rows of logits, of which and of whose
+    /// rows `wanted` says so.
+    async fn resize(
+        &mut self,
+        device: &Device,
+        pipelines: &mut Pipelines,
+        weights: &Weights,
+        outputs: u32,
+        wanted: impl Fn(&BufSpec, u64) -> bool,
+    ) -> Result<(), BackendError> {
+        let mut grown = 0;
+        let mut sizes = Vec::new();
+        for (i, spec) in self.plan.buffers.iter().enumerate() {
+            if !wanted(spec, self.rows[i]) {
+                continue;
+            }
+            let rows = match spec.rows {
+                Rows::Tokens => u64::from(self.options.max_tokens),
+                Rows::Outputs => u64::from(outputs),
+            };
+            for plane in [Plane::Values, Plane::Scales, Plane::Sums] {
+                let row_bytes = plane_row_bytes(spec, plane, self.halves[i]);
+                fits(device, &format!("{} of {rows} rows", spec.name), row_bytes * rows)?;
+                grown += row_bytes * (rows - self.rows[i]);
+            }
+            sizes.push((i, rows));
+        }
+        let make =
+            |&(i, rows): &(usize, u64)| planes(device, &self.plan.buffers[i], rows, self.halves[i]);
+        let fresh: Vec<_> = device
+            .guarded("rows of buffers", grown, || Ok(sizes.iter().map(make).collect()))
+            .await?;
+        for ((i, rows), planes) in sizes.into_iter().zip(fresh) {
+            (self.rows[i], self.buffers[i]) = (rows, planes);
+        }
+        self.output_rows = outputs;
         self.bytes += grown;
         self.bind(device, pipelines, weights).await
     }
@@ -472,6 +512,13 @@ impl Ready {
         (runs && !grid.contains(&0)).then_some(grid)
     }
 
+    /// Whether the two do the same on different buffers: as an operation does in every layer.
+    pub fn is_like(&self, other: &Ready) -> bool {
+        let (a, b) = (&self.launch, &other.launch);
+        (a.variant, &a.overrides, &a.params, a.grid, a.when)
+            == (b.variant, &b.overrides, &b.params, b.grid, b.when)
+    }
+
     /// Encodes the dispatch, if the step has one.
     pub fn encode(&self, pass: &mut wgpu::ComputePass<'_>, shape: StepShape) {
         if let Some([x, y, z]) = self.grid(shape) {
@@ -500,9 +547,34 @@ impl Ready {
     }
 }
 
-fn planes(device: &Device, spec: &BufSpec, rows: u64) -> Planes {
-    let make = |plane| guarded_rows(device, spec.name, rows, plane_row_bytes(spec, plane));
-    let some = |plane| (plane_row_bytes(spec, plane) > 0).then(|| make(plane));
+/// The dispatches for steps of one token (`decode`) or many, fused or op by op.
+fn launches(
+    device: &Device,
+    weights: &Weights,
+    plan: &Plan,
+    kv_type: KvType,
+    decode: bool,
+    fused: bool,
+) -> Result<Vec<Launch>, BackendError> {
+    let nodes = if fused {
+        let gates = |i: usize| match plan.ops[i] {
+            Op::TernaryLinear { x, weight, .. } => {
+                (decode || in_halves(device, plan, x))
+                    && weights.all[weight.0 as usize].shards.len() == 1
+            }
+            _ => false,
+        };
+        fusion::fuse(plan, Rules { decode, row_max: device.row_max() }, gates)
+    } else {
+        fusion::unfused(plan)
+    };
+    Lowering { device, plan, weights, kv_type, decode }.lower(&nodes)
+}
+
+fn planes(device: &Device, spec: &BufSpec, rows: u64, halves: bool) -> Planes {
+    let row_bytes = |plane| plane_row_bytes(spec, plane, halves);
+    let make = |plane| guarded_rows(device, spec.name, rows, row_bytes(plane));
+    let some = |plane| (row_bytes(plane) > 0).then(|| make(plane));
     Planes { values: make(Plane::Values), scales: some(Plane::Scales), sums: some(Plane::Sums) }
 }
 

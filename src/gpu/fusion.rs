@@ -61,7 +61,7 @@ pub enum Then {
 /// What the device and the step allow.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// One token a step: norms and gates go into the product.
+    /// One token a step: norms go into the product.
     pub decode: bool,
     /// Bytes of a quantised row that a workgroup can keep in its memory.
     pub row_max: u32,
@@ -72,8 +72,8 @@ pub fn unfused(plan: &Plan) -> Vec<Node> {
     (0..plan.ops.len()).map(Node::Op).collect()
 }
 
-/// Joins what can be joined.
-pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Vec<Node> {
+/// Joins what can be joined; `gates` says which products can have rows n and n + N/2 in one place.
+pub fn fuse(plan: &Plan, rules: Rules, gates: impl Fn(usize) -> bool) -> Vec<Node> {
     let mut nodes = Vec::new();
     let mut i = 0;
     while i < plan.ops.len() {
@@ -105,7 +105,7 @@ pub fn fuse(plan: &Plan, rules: Rules, is_sharded: impl Fn(usize) -> bool) -> Ve
             continue;
         }
         let source = prologue.and_then(|_| reads(&plan.ops[i]).next());
-        let then = follow_up(plan, linear, source, rules, is_sharded(linear));
+        let then = follow_up(plan, linear, source, gates(linear));
         nodes.push(Node::Linear { input: prologue, linear, then });
         i = match then {
             Then::Store => linear + 1,
@@ -194,7 +194,7 @@ fn row_fits(plan: &Plan, input: Input, rules: Rules) -> bool {
 }
 
 /// What can go into the product at `i`, whose fused input reads `source`.
-fn follow_up(plan: &Plan, i: usize, source: Option<BufId>, rules: Rules, sharded: bool) -> Then {
+fn follow_up(plan: &Plan, i: usize, source: Option<BufId>, gates: bool) -> Then {
     let Op::TernaryLinear { x, out, .. } = plan.ops[i] else { return Then::Store };
     let private = out == plan.whole(out.buf)
         && out.buf != plan.logits
@@ -207,8 +207,7 @@ fn follow_up(plan: &Plan, i: usize, source: Option<BufId>, rules: Rules, sharded
             Then::Add(i + 1)
         }
         Some(Op::GatedAct { gate, up, out: to, .. })
-            if rules.decode
-                && !sharded
+            if gates
                 && gate.buf == out.buf
                 && up.buf == out.buf
                 && (gate.at, up.at) == (0, gate.dim)

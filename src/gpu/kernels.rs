@@ -320,7 +320,7 @@ pub static KERNELS: &[Kernel] = &[
         Quantize,
         &[part!("step"), part!("f16_round"), part!("int8"), part!("peak")],
         &[STEP_AT, (2, Read), (3, Write), (4, Write), (5, Write)],
-        &["RULE"],
+        &["RULE", "HALVES"],
         &[
             REDUCE,
             &[
@@ -353,9 +353,9 @@ pub static KERNELS: &[Kernel] = &[
     #[cfg(not(target_arch = "wasm32"))]
     kernel!(
         "ternary_gemm_matrix",
-        TernaryGemm,
-        &[part!("step"), part!("acts_i8")],
-        &[STEP_AT, (2, Read), (3, Read), (4, Read), (5, Read), (6, Read), (8, Write)],
+        TernaryGemmMatrix,
+        STEP_EXP,
+        &[STEP_AT, (2, Read), (3, Read), (4, Read), (5, Read), (8, Write)],
         &["BLOCKS", "EPILOGUE"],
         &[MATRICES]
     ),

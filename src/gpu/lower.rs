@@ -1,7 +1,7 @@
 //! Operations → dispatches: which variant, with what parameters, over which buffers.
 
 use super::device::Device;
-use super::fusion::{Input, Node, Then};
+use super::fusion::{Input, Node, Then, reads};
 use super::kernels::{Need, Variant, required};
 use super::launch::{Bind, Extent, Launch, Plane, When};
 use super::params::{self, Params};
@@ -32,6 +32,21 @@ fn unsupported<T>(reason: impl Into<String>) -> Result<T, BackendError> {
 
 const VALUES: Plane = Plane::Values;
 const ONE: Extent = Extent::Of(1);
+
+/// Whether the rows of `buf` are kept as f16 in steps of many tokens: all that reads them are products
+/// on cooperative matrices.
+pub fn in_halves(device: &Device, plan: &Plan, buf: BufId) -> bool {
+    let spec = plan.buffer(buf);
+    let on_matrices = |op: &Op| match *op {
+        Op::TernaryLinear { weight, .. } => {
+            matches!(plan.weight(weight).kind, WeightKind::Ternary { block: None, .. })
+        }
+        _ => false,
+    };
+    device.has(Need::Matrices)
+        && (spec.kind, spec.rows) == (BufKind::Quant(ActQuant::PerToken), Rows::Tokens)
+        && plan.ops.iter().filter(|op| reads(op).any(|r| r == buf)).all(on_matrices)
+}
 
 /// Workgroups of 256 over the features of a row.
 fn per_256(dim: u32) -> Extent {
@@ -330,7 +345,8 @@ impl Lowering<'_> {
         };
         let grid = [self.rows(x.buf, 1), Extent::Of(1), Extent::Of(1)];
         let mut overrides = self.device.reduction(128);
-        overrides.push(("RULE", code));
+        let halves = !self.decode && in_halves(self.device, self.plan, out);
+        overrides.extend([("RULE", code), ("HALVES", u32::from(halves))]);
         Ok(self.launch(i, (variant, overrides), params, &binds, grid))
     }
 
@@ -399,7 +415,15 @@ impl Lowering<'_> {
             }
             let out_at = out.at + shard.row_first;
             let out_stride = self.stride(out.buf);
-            let launch = if !gemv {
+            let launch = if !gemv && in_halves(self.device, self.plan, x) {
+                binds.push((4, Bind::Buf(x, Plane::Values)));
+                binds.push((5, Bind::Buf(x, Plane::Scales)));
+                let params =
+                    params::TernaryGemmMatrix { rows: shard.rows, half, out_stride, out_at };
+                let grid = [Extent::Of(shard.rows.div_ceil(128)), self.rows(x, 128), ONE];
+                let variant = required("ternary_gemm_matrix", &["f16"])?;
+                self.launch(i, (variant, overrides.clone()), params, &binds, grid)
+            } else if !gemv {
                 binds.extend(quantised(x));
                 let params = params::TernaryGemm {
                     rows: shard.rows,
@@ -409,12 +433,8 @@ impl Lowering<'_> {
                     out_at,
                     by_outputs: u32::from(self.outputs(x)),
                 };
-                let (variant, tile) = if sum == "row" && self.device.has(Need::Matrices) {
-                    (required("ternary_gemm_matrix", &["f16"])?, 128)
-                } else {
-                    (required("ternary_gemm", &[self.dot4(), sum])?, 64)
-                };
-                let grid = [Extent::Of(shard.rows.div_ceil(tile)), self.rows(x, tile), ONE];
+                let variant = required("ternary_gemm", &[self.dot4(), sum])?;
+                let grid = [Extent::Of(shard.rows.div_ceil(64)), self.rows(x, 64), ONE];
                 self.launch(i, (variant, overrides.clone()), params, &binds, grid)
             } else {
                 let (mut x_stride, mut eps_used) = (0, 0.0);
@@ -438,9 +458,10 @@ impl Lowering<'_> {
                 };
                 let units = if half > 0 { half } else { shard.rows };
                 let rows_each = if half > 0 { 2 } else { 1 };
-                let shape = self.gemv_shape(k.div_ceil(64));
+                let loads = k.div_ceil(64);
+                let shape = self.gemv_shape(loads, sum == "row");
                 // Twelve loads in flight a lane at most, and none that nothing needs.
-                let ahead = k.div_ceil(64).div_ceil(shape.lanes).min(12 / rows_each);
+                let ahead = loads.div_ceil(shape.lanes).min(12 / rows_each);
                 let mut overrides = overrides.clone();
                 overrides.extend(self.device.reduction(shape.wg));
                 overrides.extend([("LANES", shape.lanes), ("ROWS", rows_each), ("AHEAD", ahead)]);
@@ -495,7 +516,7 @@ impl Lowering<'_> {
             let out_at = out.at + shard.row_first;
             let rows = shard.rows;
             let launch = if gemv {
-                let shape = self.gemv_shape(k.div_ceil(16));
+                let shape = self.gemv_shape(k.div_ceil(16), false);
                 let params = params::DenseGemv { rows, k, block, x_stride, out_stride, out_at };
                 let rows_each = if rows >= 1 << 15 { 4 } else { 1 };
                 let per_group = shape.wg / shape.lanes * rows_each;
@@ -571,7 +592,7 @@ impl Lowering<'_> {
             };
             let mut binds = vec![(2, Bind::Buf(q.buf, VALUES)), (3, Bind::Buf(out.buf, VALUES))];
             binds.extend(cache);
-            let grid = [self.rows(q.buf, 64), Extent::Of(heads), Extent::Of(1)];
+            let grid = [Extent::Of(heads), self.rows(q.buf, 64), Extent::Of(1)];
             let matrices = self.device.has(Need::Matrices)
                 && self.kv_type == KvType::F16
                 && quads <= 32
@@ -665,14 +686,16 @@ impl Lowering<'_> {
 
     /// How a product of one vector with rows of `loads` 16-byte loads each is spread: enough
     /// invocations to have every load of a matrix in flight at once, workgroups large enough that
-    /// a fused norm, which each makes for itself, costs little.
-    fn gemv_shape(&self, loads: u32) -> GemvShape {
-        let lanes: u32 = match loads {
-            0..=64 => 8,
-            65..=128 => 16,
-            _ => 32,
+    /// a fused norm, which each makes for itself, costs little. `by_row`: one scale a row and a token,
+    /// so that less is done for each load, and smaller workgroups are up to a seventh faster.
+    fn gemv_shape(&self, loads: u32, by_row: bool) -> GemvShape {
+        let (wg, lanes) = match loads {
+            0..=128 if by_row => (self.device.gemv_wg().min(256), 8),
+            0..=64 => (self.device.gemv_wg(), 8),
+            65..=128 => (self.device.gemv_wg(), 16),
+            _ => (self.device.gemv_wg(), 32),
         };
-        GemvShape { wg: self.device.gemv_wg(), lanes: lanes.min(self.device.run()) }
+        GemvShape { wg, lanes: lanes.min(self.device.run()) }
     }
 }
 

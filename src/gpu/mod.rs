@@ -233,7 +233,9 @@ impl Gpu {
         trace::copy_gb_s(&self.device, &mut self.pipelines).await
     }
 
-    /// Times every dispatch of a step by timestamps on the device, median of `repeats`.
+    /// Times every dispatch of a step: those that do the same in every layer run one behind the other,
+    /// again and again, between two timestamps, and each is said to take its share; medians of
+    /// `repeats`. What they leave in buffers and cache is not what a step leaves there.
     ///
     /// # Errors
     /// As for [`Backend::forward`]; [`BackendError::Unsupported`] without timestamps.
@@ -377,6 +379,7 @@ impl Backend for Gpu {
         let shape = self.begin(&step).await?;
         let Gpu { device, pipelines, weights, prepared } = self;
         let Some(prepared) = prepared else { return Err(invalid("no plan is prepared")) };
+        prepared.engine.reserve_all(device, pipelines, weights).await?;
         let engine = &prepared.engine;
         let program = engine.program(device, pipelines, weights, shape.tokens == 1, false).await?;
         trace::trace(device, engine, &program, shape, sink).await?;

@@ -43,6 +43,8 @@ params! {
     }
     /// `shaders/ternary_gemm.wgsl`.
     TernaryGemm { rows: u32, k: u32, groups: u32, out_stride: u32, out_at: u32, by_outputs: u32 }
+    /// `shaders/ternary_gemm_matrix.wgsl`.
+    TernaryGemmMatrix { rows: u32, half: u32, out_stride: u32, out_at: u32 }
     /// `shaders/dense_gemv.wgsl`.
     DenseGemv { rows: u32, k: u32, block: u32, x_stride: u32, out_stride: u32, out_at: u32 }
     /// `shaders/dense_gemm.wgsl`.

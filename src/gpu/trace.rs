@@ -1,7 +1,7 @@
 //! Running a step op by op, to see every output or to time every dispatch.
 
 use super::device::Device;
-use super::engine::{Engine, GUARD, Program, StepShape};
+use super::engine::{Engine, GUARD, Program, Ready, StepShape};
 use super::kernels::variant;
 use super::launch::Plane;
 use super::lower::stride;
@@ -11,6 +11,7 @@ use super::weights::Weights;
 use crate::backend::BackendError;
 pub use crate::backend::OpTime;
 use crate::plan::{ActQuant, BufId, BufKind, Op, Plan, Rows, Slice};
+use half::f16;
 use wgpu::BufferUsages;
 
 /// The rows of a buffer as f32, quantised ones multiplied out.
@@ -40,14 +41,25 @@ pub async fn read_rows(
             let scales: Vec<f32> = bytemuck::pod_collect_to_vec(&scales);
             let groups = rule.groups(spec.dim) as usize;
             let group = group_len(rule, dim);
+            let values: Vec<i8> = if engine.halves[id.0 as usize] && shape.tokens > 1 {
+                let halves: Vec<f16> = bytemuck::pod_collect_to_vec(&values);
+                // The middle two of each four are exchanged.
+                halves.chunks(4).flat_map(|h| [h[0], h[2], h[1], h[3]]).map(whole).collect()
+            } else {
+                bytemuck::pod_collect_to_vec(&values)
+            };
             Ok(values
                 .chunks(padded)
                 .zip(scales.chunks(groups))
                 .take(rows as usize)
-                .flat_map(|(q, d)| (0..dim).map(move |k| f32::from(q[k] as i8) * d[k / group]))
+                .flat_map(|(q, d)| (0..dim).map(move |k| f32::from(q[k]) * d[k / group]))
                 .collect())
         }
     }
+}
+
+fn whole(value: f16) -> i8 {
+    value.to_f32() as i8
 }
 
 fn group_len(rule: ActQuant, dim: usize) -> usize {
@@ -156,7 +168,7 @@ impl Stamps {
     }
 }
 
-/// Times every dispatch of a step by timestamps, median of `repeats` runs.
+/// See [`super::Gpu::profile`].
 pub async fn profile(
     device: &Device,
     engine: &Engine,
@@ -164,49 +176,54 @@ pub async fn profile(
     shape: StepShape,
     repeats: usize,
 ) -> Result<Vec<OpTime>, BackendError> {
-    let program = if shape.tokens == 1 { &engine.decode } else { &engine.prefill };
-    let running: Vec<_> = program.ready.iter().filter(|r| r.grid(shape).is_some()).collect();
+    /// Dispatches between two timestamps, so that what these add is little in each.
+    const LEAST: usize = 64;
     if !device.caps.timestamps {
         let reason = "this device has no timestamps".into();
         return Err(BackendError::Unsupported { reason });
     }
-    let mut times = vec![Vec::with_capacity(repeats); running.len()];
-    for _ in 0..repeats {
-        // 2048 dispatches: the most that one query set holds.
-        for (chunk, slots) in running.chunks(2048).zip(times.chunks_mut(2048)) {
-            let stamps = Stamps::new(device, chunk.len() as u32 * 2);
+    let program = if shape.tokens == 1 { &engine.decode } else { &engine.prefill };
+    let mut groups: Vec<Vec<&Ready>> = Vec::new();
+    for ready in program.ready.iter().filter(|r| r.grid(shape).is_some()) {
+        match groups.iter_mut().find(|g| ready.is_like(g[0])) {
+            Some(group) => group.push(ready),
+            None => groups.push(vec![ready]),
+        }
+    }
+    let mut times = Vec::new();
+    for group in groups {
+        // Dispatches of many tokens are long by themselves.
+        let rounds = if shape.tokens == 1 { LEAST.div_ceil(group.len()) } else { 1 };
+        let mut ns = Vec::with_capacity(repeats);
+        for _ in 0..repeats {
+            let stamps = Stamps::new(device, 2);
             let mut encoder = device.raw.create_command_encoder(&Default::default());
-            for (i, ready) in chunk.iter().enumerate() {
-                let index = i as u32 * 2;
+            {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label: None,
                     timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                         query_set: &stamps.set,
-                        beginning_of_pass_write_index: Some(index),
-                        end_of_pass_write_index: Some(index + 1),
+                        beginning_of_pass_write_index: Some(0),
+                        end_of_pass_write_index: Some(1),
                     }),
                 });
-                ready.encode(&mut pass, shape);
+                for ready in std::iter::repeat_n(&group, rounds).flatten() {
+                    ready.encode(&mut pass, shape);
+                }
             }
             stamps.submit(device, encoder);
-            for (ns, slot) in stamps.gaps_ns(device).await?.into_iter().step_by(2).zip(slots) {
-                slot.push(ns);
-            }
+            ns.extend(stamps.gaps_ns(device).await?);
         }
+        ns.sort_by(f64::total_cmp);
+        let ns = ns[ns.len() / 2] / (rounds * group.len()) as f64;
+        times.extend(group.iter().map(|ready| OpTime {
+            label: engine.plan.labels[ready.launch.op].clone(),
+            kernel: ready.pipeline.name.clone(),
+            ns,
+            weight_bytes: ready.weight_bytes(weights),
+        }));
     }
-    Ok(running
-        .iter()
-        .zip(&mut times)
-        .map(|(ready, times)| {
-            times.sort_by(f64::total_cmp);
-            OpTime {
-                label: engine.plan.labels[ready.launch.op].clone(),
-                kernel: ready.pipeline.name.clone(),
-                ns: times[times.len() / 2],
-                weight_bytes: ready.weight_bytes(weights),
-            }
-        })
-        .collect())
+    Ok(times)
 }
 
 /// See [`super::Gpu::copy_gb_s`].

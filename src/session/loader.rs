@@ -237,11 +237,7 @@ impl Loader {
             )?;
         }
         let trained = filling.config.max_position_embeddings;
-        let chunk = match self.device {
-            Device::Cpu(_) => 128,
-            #[cfg(feature = "gpu")]
-            Device::Gpu(_) => 512,
-        };
+        let chunk = self.device.chunk_tokens();
         let context = self.options.context.unwrap_or(trained.min(DEFAULT_CONTEXT));
         let run =
             RunOptions { context, kv_type: self.options.kv_type, max_tokens: chunk.min(context) };
