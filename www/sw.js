@@ -4,13 +4,13 @@
 
 const CACHE = 'bitnet-rust-page';
 
-/** All that the pages consist of. `tests/page/offline.test.mjs` fails when one is missing here. */
+/** All that the pages consist of. `tests/page/demo-e2e.test.mjs` fails when one is missing here. */
 const FILES = [
   './', 'bench.html', 'check.html', 'icon.svg', 'css/theme.css', 'css/write.css', 'css/report.css',
   ...['app', 'bench', 'check', 'dom', 'engine', 'errors', 'fields', 'figures', 'model-picker', 'offline', 'pages',
     'plot', 'settings', 'store', 'theme', 'thread'].map((name) => `js/${name}.js`),
   'pkg/index.js', 'pkg/worker.js',
-  ...['adapter', 'cache', 'crew', 'default-model', 'download', 'engine', 'errors', 'generation', 'platform', 'progress', 'rpc', 'source',
+  ...['adapter', 'cache', 'crew', 'default-model', 'download', 'engine', 'errors', 'generation', 'kernels', 'platform', 'progress', 'rpc', 'source',
     'store-cache', 'store-opfs', 'wasm'].map((name) => `pkg/lib/${name}.js`),
 ];
 
