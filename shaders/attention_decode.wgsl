@@ -28,6 +28,8 @@ struct Params {
 
 override QUADS: u32 = 32u; // D / 4
 override LANES: u32 = 4u; // QUADS / LANES <= 16
+override GROUPS: u32 = WG / QUADS; // of invocations that share the positions of a chunk
+override ROUNDS: u32 = (WG / LANES + GROUPS - 1u) / GROUPS; // of a chunk's values, a position a group
 
 const LOWEST = -3.0e38;
 
@@ -52,7 +54,6 @@ fn main(
     let lane = tid % LANES;
     let slot = tid / LANES; // of the chunk
     let chunk_len = WG / LANES;
-    let groups = WG / QUADS; // invocation groups that share the positions of a chunk
     let quad = tid % QUADS;
     let mine = tid / QUADS;
     var m = LOWEST;
@@ -69,8 +70,8 @@ fn main(
             let j = min(i * LANES + lane, QUADS - 1u);
             some_keys[i] = key4(cached(position, pos), origin + j);
         }
-        for (var r = 0u; r < (chunk_len + groups - 1u) / groups; r++) {
-            let other = min(chunk + r * groups + mine, end - 1u);
+        for (var r = 0u; r < ROUNDS; r++) {
+            let other = min(chunk + r * GROUPS + mine, end - 1u);
             some_values[r] = value4(cached(other, pos), origin + quad);
         }
         if (chunk == begin) { attention_begin(t, head, pos, begin <= pos && pos < end, tid); }
@@ -92,8 +93,8 @@ fn main(
         }
         workgroupBarrier();
         acc *= shrink;
-        for (var r = 0u; r < (chunk_len + groups - 1u) / groups; r++) {
-            let i = r * groups + mine;
+        for (var r = 0u; r < ROUNDS; r++) {
+            let i = r * GROUPS + mine;
             let weight = select(0.0, weights[min(i, chunk_len - 1u)], i < chunk_len);
             let other = min(chunk + i, end - 1u);
             acc += weight * seen_value4(some_values[r], other, pos, quad);
@@ -106,7 +107,7 @@ fn main(
     workgroupBarrier();
     if (tid < QUADS) {
         var sum = vec4<f32>(0.0);
-        for (var i = 0u; i < groups; i++) { sum += sums[i * QUADS + tid]; }
+        for (var i = 0u; i < GROUPS; i++) { sum += sums[i * QUADS + tid]; }
         if (splits == 1u) {
             sum /= l;
             let at = t * p.out_stride + p.out_at + (head * QUADS + tid) * 4u;

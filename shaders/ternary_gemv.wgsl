@@ -60,7 +60,8 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) t
         }
     }
     acts_begin(t, tid);
-    for (var base = 0u; base < BLOCKS; base += LANES * AHEAD) {
+    for (var i = 0u; i < (BLOCKS + LANES * AHEAD - 1u) / (LANES * AHEAD); i++) {
+        let base = i * LANES * AHEAD;
         for (var u = 0u; u < AHEAD; u++) {
             let b = base + u * LANES + lane;
             if (b < BLOCKS) {

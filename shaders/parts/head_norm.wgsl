@@ -4,9 +4,10 @@
 var<workgroup> head_squares: array<f32, 128>; // 2 * QUADS (lower.rs)
 var<private> head_inverse: vec2<f32>;
 fn heads_begin(query_from: u32, key_from: u32, tid: u32) {
-    for (var i = tid; i < 2u * QUADS; i += WG) {
+    for (var r = 0u; r < (2u * QUADS + WG - 1u) / WG; r++) {
+        let i = r * WG + tid;
         let v = q[select(key_from, query_from, i < QUADS) + i % QUADS];
-        head_squares[i] = dot(v, v);
+        if (i < 2u * QUADS) { head_squares[i] = dot(v, v); }
     }
     workgroupBarrier();
     var squares = vec2<f32>(0.0);

@@ -42,13 +42,14 @@ fn attention_begin(t: u32, head: u32, pos: u32, is_last_split: bool, tid: u32) {
     let query_from = row + p.q_at / 4u + head * QUADS;
     let key_from = row + p.k_at / 4u + origin;
     heads_begin(query_from, key_from, tid);
-    for (var i = tid; i < 3u * QUADS; i += WG) {
+    for (var r = 0u; r < (3u * QUADS + WG - 1u) / WG; r++) {
+        let i = r * WG + tid;
         let quad = i % QUADS;
         if (i < QUADS) {
             query[quad] = p.scale * turned4(query_from, quad, 0u, pos);
         } else if (i < 2u * QUADS) {
             fresh_key[quad] = turned4(key_from, quad, 1u, pos);
-        } else {
+        } else if (i < 3u * QUADS) {
             fresh_value[quad] = q[row + p.v_at / 4u + origin + quad];
         }
     }
@@ -63,7 +64,8 @@ fn attention_begin(t: u32, head: u32, pos: u32, is_last_split: bool, tid: u32) {
         value = fresh_value[tid];
         if (PEAKS) {
             let first = tid / 8u * 8u;
-            for (var i = first; i < min(first + 8u, QUADS); i++) {
+            for (var j = 0u; j < 8u; j++) {
+                let i = min(first + j, QUADS - 1u);
                 key_peak = max(key_peak, largest4(fresh_key[i]));
                 value_peak = max(value_peak, largest4(fresh_value[i]));
             }

@@ -1,8 +1,8 @@
 // Queries as they are; the cache holds every position.
 var<workgroup> query: array<vec4<f32>, QUADS>;
 fn attention_begin(t: u32, head: u32, pos: u32, is_last_split: bool, tid: u32) {
-    for (var i = tid; i < QUADS; i += WG) {
-        query[i] = p.scale * q[(t * p.q_stride + p.q_at) / 4u + head * QUADS + i];
+    if (tid < QUADS) { // WG >= QUADS
+        query[tid] = p.scale * q[(t * p.q_stride + p.q_at) / 4u + head * QUADS + tid];
     }
     workgroupBarrier();
 }

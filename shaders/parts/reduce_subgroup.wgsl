@@ -2,6 +2,7 @@
 // device's smallest subgroup, so that every run of RUN invocations lies inside one.
 override WG: u32 = 256u;
 override RUN: u32 = 8u;
+// Loops are of fixed length, so that browsers add no counters of 64 bits that end them, and compilers unroll them.
 // Enough for 1024 invocations: naga 30 cannot specialise array lengths that are expressions.
 var<workgroup> reduce_f: array<f32, 128>;
 var<workgroup> reduce_i: array<i32, 128>;
@@ -10,13 +11,17 @@ var<workgroup> reduce_two: array<vec2<f32>, 128>;
 // Sum over each run of `lanes` (a power of two, at most the smallest subgroup) invocations.
 fn lanes_sum_f32(v: f32, tid: u32, lanes: u32) -> f32 {
     var sum = v;
-    for (var m = lanes >> 1u; m > 0u; m >>= 1u) { sum += subgroupShuffleXor(sum, m); }
+    for (var i = 0u; i < 5u; i++) {
+        if (1u << i < lanes) { sum += subgroupShuffleXor(sum, 1u << i); }
+    }
     return sum;
 }
 
 fn lanes_sum_i32(v: i32, tid: u32, lanes: u32) -> i32 {
     var sum = v;
-    for (var m = lanes >> 1u; m > 0u; m >>= 1u) { sum += subgroupShuffleXor(sum, m); }
+    for (var i = 0u; i < 5u; i++) {
+        if (1u << i < lanes) { sum += subgroupShuffleXor(sum, 1u << i); }
+    }
     return sum;
 }
 
@@ -43,7 +48,9 @@ fn workgroup_sum_i32(v: i32, tid: u32) -> i32 {
 
 fn workgroup_max_f32(v: f32, tid: u32) -> f32 {
     var run = v;
-    for (var m = RUN >> 1u; m > 0u; m >>= 1u) { run = max(run, subgroupShuffleXor(run, m)); }
+    for (var i = 0u; i < 5u; i++) {
+        if (1u << i < RUN) { run = max(run, subgroupShuffleXor(run, 1u << i)); }
+    }
     if (tid % RUN == 0u) { reduce_f[tid / RUN] = run; }
     workgroupBarrier();
     var largest = reduce_f[0];
@@ -56,9 +63,11 @@ fn workgroup_max_f32(v: f32, tid: u32) -> f32 {
 // it once.
 fn workgroup_sum_max_f32(sum: f32, largest: f32, tid: u32) -> vec2<f32> {
     var both = vec2<f32>(sum, largest);
-    for (var m = RUN >> 1u; m > 0u; m >>= 1u) {
-        let other = subgroupShuffleXor(both, m);
-        both = vec2<f32>(both.x + other.x, max(both.y, other.y));
+    for (var i = 0u; i < 5u; i++) {
+        if (1u << i < RUN) {
+            let other = subgroupShuffleXor(both, 1u << i);
+            both = vec2<f32>(both.x + other.x, max(both.y, other.y));
+        }
     }
     if (tid % RUN == 0u) { reduce_two[tid / RUN] = both; }
     workgroupBarrier();

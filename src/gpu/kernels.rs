@@ -375,7 +375,7 @@ pub static KERNELS: &[Kernel] = &[
         AttentionDecode,
         STEP_ROUND_EXP,
         &[STEP_AT, (2, Read), (3, Write)],
-        &["QUADS", "LANES"],
+        &["QUADS", "LANES", "GROUPS", "ROUNDS"],
         &[REDUCE, KV, QUERY]
     ),
     kernel!(
@@ -541,7 +541,8 @@ impl Variant {
         all
     }
 
-    /// Names of the overrides that the module declares. `ACT_SLOTS` follows from another one.
+    /// Names of the overrides that the module declares. `ACT_SLOTS`, `GROUPS` and `ROUNDS` follow
+    /// from others.
     pub fn overrides(&self) -> Vec<&'static str> {
         let mut all = self.kernel.overrides.to_vec();
         all.extend(self.choices().flat_map(|c| c.overrides));
