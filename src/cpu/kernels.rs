@@ -37,6 +37,9 @@ pub enum Isa {
     /// WebAssembly's simd128, with relaxed SIMD where the crate was compiled for it.
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
     Simd128,
+    /// Relaxed SIMD whose dot product of bytes is one instruction of the processor.
+    #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+    RelaxedDot,
 }
 
 impl Isa {
@@ -88,6 +91,10 @@ impl Isa {
         }
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
         all.push(Isa::Simd128);
+        #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+        if simd::wasm::has_relaxed_dot() {
+            all.push(Isa::RelaxedDot);
+        }
         all
     }
 
@@ -110,6 +117,8 @@ impl Isa {
             Isa::Simd128 if cfg!(target_feature = "relaxed-simd") => "relaxed-simd",
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 => "simd128",
+            #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+            Isa::RelaxedDot => "relaxed-simd-dot",
         }
     }
 
@@ -129,6 +138,8 @@ impl Isa {
             Isa::NeonDotprod => Some(&simd::neon::NEON_DOTPROD),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 => Some(&simd::wasm::SIMD128),
+            #[cfg(all(target_arch = "wasm32", target_feature = "relaxed-simd"))]
+            Isa::RelaxedDot => Some(&simd::wasm::RELAXED_DOT),
         }
     }
 }
