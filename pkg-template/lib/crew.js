@@ -5,7 +5,7 @@
 // changes; elsewhere requests and answers are messages, and no special headers are needed.
 //
 // To wake a thread takes as long as a small product. So those that wait stay awake for a while, longer than
-// what is done between two products, before they sleep.
+// what is done between two products, before they sleep: they look at the word, or give themselves messages.
 import { BitNetError } from './errors.js';
 import { platform } from './platform.js';
 import { remote } from './rpc.js';
@@ -68,6 +68,40 @@ class Watch {
   }
 }
 
+/** Keeps a thread that waits for a message from sleeping, by tasks of its own. */
+class Vigil {
+  until = 0;
+  onItsWay = false;
+
+  constructor() {
+    const { port1, port2 } = new MessageChannel();
+    this.port = port2;
+    port1.onmessage = () => {
+      this.onItsWay = false;
+      this.go();
+    };
+  }
+
+  start() {
+    this.until = performance.now() + AWAKE_MS;
+    this.go();
+  }
+
+  stop() {
+    this.until = 0;
+  }
+
+  go() {
+    if (this.onItsWay || performance.now() > this.until) return;
+    this.onItsWay = true;
+    this.port.postMessage(0);
+  }
+
+  close() {
+    this.port.close();
+  }
+}
+
 /** @param {string} reason */
 const lost = (reason) => new BitNetError('device_lost', reason);
 
@@ -82,23 +116,25 @@ export class Crew {
   endpoints = [];
   /** Answers that are no message any more, or failures that nobody has heard of. @type {(Uint8Array | undefined)[]} */
   answers = [];
-  /** Calls that wait for their answers. @type {Promise<void>[]} */
-  calls = [];
   /** @type {boolean[]} */
   asked = [];
   closed = false;
-  /** @type {((error: unknown) => void) | undefined} */
-  mourn;
-  /** Rejects when a worker has died. @type {Promise<never>} */
-  death = new Promise((_, reject) => { this.mourn = reject; });
+  /** Ways to the workers, where memory is not shared. @type {MessagePort[]} */
+  ports = [];
+  /** Requests by message that have not been answered. */
+  left = 0;
+  /** Who waits until there are none. @type {{ resolve: () => void, reject: (error: unknown) => void } | undefined} */
+  waiting;
+  /** @type {Vigil | undefined} */
+  vigil;
 
   /** @param {number} count */
   constructor(count) {
     this.count = count;
-    this.death.catch(() => {});
     this.shared = canShare();
     this.looks = count < platform.processors();
     this.watch = new Watch(this.looks);
+    if (!this.shared && this.looks) this.vigil = new Vigil();
     if (this.shared) {
       this.control = new Int32Array(new SharedArrayBuffer((WORKERS + count * WORDS) * 4));
       this.request = new Uint8Array(new SharedArrayBuffer(ROOM));
@@ -120,8 +156,14 @@ export class Crew {
           });
         }
       }
-      await Promise.all(crew.endpoints.map((endpoint, index) => endpoint.call('join', crew.shared
-        ? { control: crew.control, index, looks: crew.looks, request: crew.request, answer: crew.shares?.[index] } : {})));
+      await Promise.all(crew.endpoints.map((endpoint, index) => {
+        const { control, looks, request } = crew;
+        if (control) return endpoint.call('join', { control, index, looks, request, answer: crew.shares?.[index] });
+        const { port1, port2 } = new MessageChannel();
+        port1.onmessage = ({ data }) => crew.answered(index, data);
+        crew.ports.push(port1);
+        return endpoint.call('join', { port: port2, looks }, { transfer: [port2] });
+      }));
       return crew;
     } catch (error) {
       crew.close();
@@ -132,7 +174,7 @@ export class Crew {
   /** @param {unknown} error */
   die(error) {
     this.dead ??= error;
-    this.mourn?.(this.dead);
+    this.waiting?.reject(this.dead);
   }
 
   check() {
@@ -146,14 +188,17 @@ export class Crew {
     this.check();
     const asked = to < 0 ? [...this.endpoints.keys()] : [to];
     if (this.shared) return this.postShared(asked, request);
+    this.left += asked.length;
     for (const i of asked) {
       const copy = request.slice();
-      const call = this.endpoints[i].call('answer', { request: copy }, { transfer: [copy.buffer] }).then((answer) => {
-        if (!this.answers[i]?.[0]) this.answers[i] = answer;
-      });
-      call.catch((error) => this.die(error));
-      this.calls.push(call);
+      this.ports[i].postMessage(copy, [copy.buffer]);
     }
+  }
+
+  /** @param {number} i @param {Uint8Array} answer by message */
+  answered(i, answer) {
+    if (!this.answers[i]?.[0]) this.answers[i] = answer;
+    if (--this.left === 0) this.waiting?.resolve();
   }
 
   /** @param {number[]} asked @param {Uint8Array} request */
@@ -188,7 +233,7 @@ export class Crew {
   /** Nothing if all have answered by the time it returns. @returns {Promise<void> | undefined} */
   collect() {
     this.check();
-    if (!this.shared) return this.collectMessages();
+    if (!this.shared) return this.left ? this.collectMessages() : undefined;
     return this.sleep() ? undefined : this.collectSlowly();
   }
 
@@ -203,12 +248,12 @@ export class Crew {
   }
 
   async collectMessages() {
-    const { calls } = this;
-    this.calls = [];
     const timer = setTimeout(() => this.die(lost('it does not answer')), PATIENCE_MS);
+    this.vigil?.start();
     try {
-      await Promise.race([Promise.all(calls), this.death]);
+      await new Promise((resolve, reject) => { this.waiting = { resolve: () => resolve(undefined), reject }; });
     } finally {
+      this.vigil?.stop();
       clearTimeout(timer);
     }
   }
@@ -238,6 +283,9 @@ export class Crew {
 
   close() {
     this.closed = true;
+    this.waiting?.reject(lost('the workers were dismissed'));
+    this.vigil?.close();
+    for (const port of this.ports) port.close();
     for (const endpoint of this.endpoints) endpoint.close();
   }
 }
@@ -251,12 +299,23 @@ export class Helper {
   /** @type {Uint8Array | undefined} */
   failure;
 
-  /** @param {any} shared what is shared, if anything is */
-  async join(shared) {
+  /** @param {any} way what is shared, or where messages come from */
+  async join(way) {
     this.wasm = await loadWasm();
     this.shard = new this.wasm.Shard();
     // Not before the reply to this call has gone out: there is no event loop any more then.
-    if (shared.control) setTimeout(() => this.work(shared));
+    if (way.control) setTimeout(() => this.work(way));
+    else this.listen(way);
+  }
+
+  /** @param {{ port: MessagePort, looks: boolean }} way */
+  listen({ port, looks }) {
+    const vigil = looks ? new Vigil() : undefined;
+    port.onmessage = ({ data }) => {
+      const answer = this.answer(data);
+      port.postMessage(answer, [answer.buffer]);
+      vigil?.start();
+    };
   }
 
   /** @param {Uint8Array} request @returns {Uint8Array} */

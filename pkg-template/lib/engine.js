@@ -214,15 +214,10 @@ export class Engine {
     return this.crew;
   }
 
-  /** Becomes one of another engine's crew. @param {any} shared */
-  async join(shared) {
+  /** Becomes one of another engine's crew. @param {any} way */
+  async join(way) {
     this.helper = new Helper();
-    await this.helper.join(shared);
-  }
-
-  /** As one of a crew. @param {{ request: Uint8Array }} args */
-  async answer({ request }) {
-    return this.helper?.answer(request);
+    await this.helper.join(way);
   }
 
   /** @param {any} request @param {CallIO} io */
