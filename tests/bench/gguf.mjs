@@ -22,6 +22,14 @@ const TYPES = {
 
 /** size: hidden, layers, heads, kv heads, ffn, vocabulary; the type of linears and embedding. */
 const llama = (...size) => ({ size, architecture: 'llama', linears: TQ2_0, embedding: Q8_0, norms: [] });
+/** As published, but for the embedding: that is f16 there. */
+const bitnet = (...size) => ({
+  size,
+  architecture: 'bitnet-b1.58',
+  linears: I2_S,
+  embedding: Q8_0,
+  norms: [['attn_sub_norm', size[0]], ['ffn_sub_norm', size[4]]],
+});
 const bonsai = (type) => ({
   size: [2048, 28, 16, 8, 6144, 151669],
   architecture: 'qwen3',
@@ -34,14 +42,8 @@ export const SHAPES = {
   '2b4t': llama(2560, 30, 20, 5, 6912, 128256),
   // Four layers of BitNet-2B-4T under a small head: a token's time is that of its ternary matrices.
   '2b4t-layers': llama(2560, 4, 20, 5, 6912, 4096),
-  // As published, but for the embedding: that is f16 there.
-  '2b4t-i2_s': {
-    size: [2560, 30, 20, 5, 6912, 128256],
-    architecture: 'bitnet-b1.58',
-    linears: I2_S,
-    embedding: Q8_0,
-    norms: [['attn_sub_norm', 2560], ['ffn_sub_norm', 6912]],
-  },
+  '2b4t-i2_s': bitnet(2560, 30, 20, 5, 6912, 128256),
+  '2b4t-i2_s-layers': bitnet(2560, 4, 20, 5, 6912, 4096),
   'bonsai-1.7b': bonsai(Q1_0),
   'ternary-bonsai-1.7b': bonsai(Q2_0),
 };

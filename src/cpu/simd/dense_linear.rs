@@ -114,10 +114,11 @@ unsafe fn tile<S: Simd, const T: usize>(
                     q_at[t] = task.q[(t0 + t) * k..][..k].as_ptr();
                     d_at[t] = task.d[(t0 + t) * groups..][..groups].as_ptr();
                 }
+                let w_at: [_; ROWS] = std::array::from_fn(|r| q.as_ptr().add(row(r) * k));
+                let mut scales = [[[0.0f32; 16]; T]; ROWS];
                 for first in (0..groups).step_by(S::FLOATS) {
                     let count = S::FLOATS.min(groups - first);
                     // Plain loops: closures would not have the instructions.
-                    let mut scales = [[[0.0f32; 16]; T]; ROWS];
                     for r in 0..ROWS {
                         let d = &d[row(r) * groups + first..][..count];
                         for t in 0..T {
@@ -138,7 +139,7 @@ unsafe fn tile<S: Simd, const T: usize>(
                                 let at = (row(r) - rows.start) * k + group * GROUP;
                                 S::prefetch(ahead.wrapping_add(at));
                             }
-                            let w = q.as_ptr().add(row(r) * k + group * GROUP);
+                            let w = w_at[r].add(group * GROUP);
                             for t in 0..T {
                                 let dot = S::dot_group(w, q_at[t].add(group * GROUP));
                                 let d = S::splat(scales[r][t][group - first]);
