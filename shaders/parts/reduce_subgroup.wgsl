@@ -8,7 +8,7 @@ var<workgroup> reduce_f: array<f32, 128>;
 var<workgroup> reduce_i: array<i32, 128>;
 var<workgroup> reduce_two: array<vec2<f32>, 128>;
 
-// Sum over each run of `lanes` (a power of two, at most the smallest subgroup) invocations.
+// Sum over each run of `lanes` (a power of two, at most RUN) invocations.
 fn lanes_sum_f32(v: f32, tid: u32, lanes: u32) -> f32 {
     var sum = v;
     for (var i = 0u; i < 5u; i++) {
@@ -17,11 +17,19 @@ fn lanes_sum_f32(v: f32, tid: u32, lanes: u32) -> f32 {
     return sum;
 }
 
+// The same where `lanes` may be more than RUN: then the runs are joined in workgroup memory.
 fn lanes_sum_i32(v: i32, tid: u32, lanes: u32) -> i32 {
     var sum = v;
     for (var i = 0u; i < 5u; i++) {
-        if (1u << i < lanes) { sum += subgroupShuffleXor(sum, 1u << i); }
+        if (1u << i < min(lanes, RUN)) { sum += subgroupShuffleXor(sum, 1u << i); }
     }
+    if (lanes <= RUN) { return sum; }
+    if (tid % RUN == 0u) { reduce_i[tid / RUN] = sum; }
+    workgroupBarrier();
+    let first = (tid - tid % lanes) / RUN;
+    sum = 0;
+    for (var i = 0u; i < lanes / RUN; i++) { sum += reduce_i[first + i]; }
+    workgroupBarrier();
     return sum;
 }
 

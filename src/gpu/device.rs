@@ -293,8 +293,7 @@ impl Device {
     /// Workgroup size of one token's attention: a sum of 16 bytes, a weight and room to reduce each;
     /// the query, a key and a value in common. Reductions go over few runs.
     pub fn attention_wg(&self) -> u32 {
-        let wanted = if self.has(Need::Subgroups) { (8 * self.run()).max(128) } else { 128 };
-        self.workgroup(wanted, 16 + 4 + 16, 4096 + 2048)
+        self.workgroup((8 * self.run()).max(128), 16 + 4 + 16, 4096 + 2048)
     }
 
     /// Workgroup size of matrix-vector products: room to reduce each, and half of what WebGPU

@@ -47,8 +47,8 @@ pub struct Options {
     /// Part of the adapter's name, API or kind; otherwise the environment variable
     /// `BITNET_ADAPTER`, otherwise the best hardware adapter.
     pub adapter: Option<String>,
-    /// What kernels use of what the device has. `None`: all, but no subgroups of less than 8
-    /// (SwiftShader's have 4, and there products whose scales change along a row come out wrong).
+    /// What kernels use of what the device has. `None`: all, but no subgroups of less than 8, such as
+    /// SwiftShader's, with which nothing was timed.
     pub features: Option<KernelFeatures>,
     /// Ask for no more than WebGPU promises everywhere: 256 invocations and 16 KiB of memory a
     /// workgroup, bindings of 128 MiB.

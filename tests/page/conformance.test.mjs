@@ -106,6 +106,24 @@ test('kernels are what the option says, as far as the device goes', { timeout: 6
   for (const { tokens } of runs) assert.deepEqual(tokens, runs[0].tokens);
 });
 
+test('subgroups smaller than the runs that are summed', { timeout: 600_000 }, async () => {
+  // SwiftShader's are of 4; each 32 activations, eight invocations, have a sum of their own where scales change along a row.
+  const texts = await page.evaluate(async () => {
+    const { BitNet } = await import('/pkg/index.js');
+    const texts = [];
+    for (const kernels of ['dot4', 'subgroups+dot4']) {
+      const source = '/fixtures/qwen3-mini/gguf/qwen3-mini-Q2_0.gguf';
+      const model = await BitNet.load(source, { device: 'webgpu', contextLength: 64, cache: false, kernels });
+      const { tokens } = await model.generate([1, 2, 3, 4, 5], { maxTokens: 8, temperature: 0, ignoreEos: true }).result;
+      texts.push({ used: model.info.kernels, tokens });
+      await model.dispose();
+    }
+    return texts;
+  });
+  assert.deepEqual(texts.map((text) => text.used), ['dot4', 'subgroups+dot4']);
+  assert.deepEqual(texts[1].tokens, texts[0].tokens);
+});
+
 test('a GPU that cannot take the model: auto goes on with the CPU and says so once', { timeout: 600_000 }, async () => {
   const { warnings, text, info, refused } = await page.evaluate(async () => {
     const { BitNet } = await import('/pkg/index.js');
